@@ -1,0 +1,423 @@
+"""Stopped by a signal, killed, or diverged: what is left is right to go on."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import command
+from experiments import figures
+from experiments import launch
+from tests import runs
+from train import checkpoint
+from train import program as program_lib
+from train import workdir as workdir_lib
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
+ASKED = 'stopping after saving; once more stops at once\n'
+
+# Dropout, an epoch's end within, and a line before the libraries are imported.
+MLP = (
+  '--config=digits_mlp', '--config.total_steps=300', '--config.log_every=20',
+  '--config.eval_every=40', '--config.checkpoint_every=50',
+  '--config.model.widths=32,', '--config.schedule.name=linear_schedule',
+  '--config.schedule.init_value=0.01', '--config.schedule.end_value=0.0',
+)  # fmt: skip
+# Each evaluation takes long, 431 batches, and no checkpoint is due.
+EVALUATING = (
+  '--config=digits_linear', '--config.total_steps=3', '--config.eval_every=1',
+  '--config.data.batch_size=1', '--config.data.validation_fraction=0.3',
+  '--config.keep_best=0',
+)  # fmt: skip
+
+
+class Process:
+  """A command in a process of its own, whose words are read as they come."""
+
+  def __init__(self, name, *words):
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', f'experiments.{name}', *words],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      cwd=REPOSITORY,
+      env=os.environ | {'PYTHONPATH': str(REPOSITORY)},
+    )
+    self.out, self.errors = '', ''
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._process.kill()
+    self._process.communicate()
+
+  def wait_for(self, pattern, seconds=120):
+    """Reads until standard output or error has the pattern."""
+    end = time.monotonic() + seconds
+    while not re.search(pattern, self.out + self.errors, re.MULTILINE):
+      assert time.monotonic() < end, (pattern, self.out, self.errors)
+      assert self._process.poll() is None or self._readable(0), (
+        pattern,
+        self.out,
+        self.errors,
+      )
+      self._read(1)
+
+  def _readable(self, seconds):
+    pipes = [self._process.stdout, self._process.stderr]
+    return [
+      pipe
+      for pipe in select.select(pipes, [], [], seconds)[0]
+      if pipe.peek(1)  # At its end a pipe is readable and empty.
+    ]
+
+  def _read(self, seconds):
+    for pipe in self._readable(seconds):
+      text = pipe.read1().decode()
+      if pipe is self._process.stdout:
+        self.out += text
+      else:
+        self.errors += text
+
+  def send(self, signum):
+    self._process.send_signal(signum)
+
+  def end(self, seconds=120):
+    """Reads to the end; returns the exit code."""
+    out, errors = self._process.communicate(timeout=seconds)
+    self.out += out.decode()
+    self.errors += errors.decode()
+    return self._process.returncode
+
+
+def finish(words, workdir):
+  """The same command again, in this process: it must finish."""
+  words = [*words, f'--workdir={workdir}']
+  with mock.patch.object(figures, 'show'):  # Which takes half the time.
+    assert command.run('launch', launch.main, words) == 0
+
+
+def saved(workdir):
+  """The steps of the checkpoints that are whole."""
+  config = workdir_lib.read_config(workdir)
+  with checkpoint.Checkpoints(
+    workdir, config, {}, say=pytest.fail, read_only=True
+  ) as checkpoints:
+    return checkpoints.steps()
+
+
+def metrics(workdir):
+  return (workdir / 'metrics.jsonl').read_bytes()
+
+
+def stopped_at(errors, total):
+  """The step in the message, which must be all that standard error has."""
+  found = re.fullmatch(
+    rf'{ASKED}launch: stopped at step (\d+) of {total}, saved\n', errors
+  )
+  assert found, errors
+  return int(found[1])
+
+
+def check_equal(workdir, unbroken):
+  """Nothing in what was measured or learned tells the two runs apart."""
+  assert metrics(workdir) == metrics(unbroken)
+  assert runs.digest(workdir) == runs.digest(unbroken)
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+  """The workdir of MLP, never stopped."""
+  workdir = tmp_path_factory.mktemp('unbroken') / 'run'
+  finish(MLP, workdir)
+  return workdir
+
+
+def both(quick):
+  """Both signals; the other one is left to the slow tests."""
+  return pytest.mark.parametrize(
+    'signum',
+    [
+      pytest.param(s, marks=[] if s == quick else pytest.mark.slow, id=s.name)
+      for s in CODES
+    ],
+  )
+
+
+# ------------------------------------------------------------------ signals
+
+
+@both(signal.SIGINT)
+def test_a_signal_while_training_saves_that_step_and_loses_nothing(
+  unbroken, tmp_path, signum
+):
+  workdir = tmp_path / 'run'
+  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+    process.wait_for(r'^step +60/300 ')
+    process.send(signum)
+    assert process.end() == CODES[signum]
+  step = stopped_at(process.errors, 300)
+  assert 60 <= step < 300
+  assert saved(workdir)[-1] == step
+  assert not (workdir / 'curves.png').exists()
+  assert not re.search(rb'"test/', metrics(workdir))
+  finish(MLP, workdir)
+  check_equal(workdir, unbroken)
+
+
+@pytest.mark.slow
+def test_stopped_again_and_again_it_ends_with_the_same_bytes(
+  run, unbroken, tmp_path
+):
+  workdir = tmp_path / 'run'
+  steps = []
+  for until in (20, 100, 160, 280):
+    with Process('launch', *MLP, f'--workdir={workdir}') as process:
+      process.wait_for(rf'^step +{until}/300 ')
+      process.send(signal.SIGTERM)
+      assert process.end() == 75
+    steps.append(stopped_at(process.errors, 300))
+  assert steps == sorted(set(steps))
+  done = run('launch', *MLP, f'--workdir={workdir}')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert f'resuming from step {steps[-1]}\n' in done.stdout
+  check_equal(workdir, unbroken)
+
+
+@both(signal.SIGINT)
+def test_a_signal_during_the_imports_stops_before_training(
+  unbroken, tmp_path, signum
+):
+  workdir = tmp_path / 'run'
+  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+    process.wait_for('^config.schedule: .* drops ')  # jax comes after it.
+    process.send(signum)
+    assert process.end() == CODES[signum]
+  assert process.errors == (
+    f'{ASKED}launch: stopped before training began; nothing to save\n'
+  )
+  assert not re.search(r'^step', process.out, re.MULTILINE)
+  assert not workdir.exists() or saved(workdir) == []
+  if signum == signal.SIGTERM:  # Slow: training from the start is known.
+    finish(MLP, workdir)
+    check_equal(workdir, unbroken)
+
+
+@both(signal.SIGTERM)
+def test_a_signal_while_compiling_is_heard_after_it(unbroken, tmp_path, signum):
+  workdir = tmp_path / 'run'
+  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+    process.wait_for('^workdir: ')
+    end = time.monotonic() + 60
+    while not (workdir / 'timing.jsonl').exists():  # Made just before.
+      assert time.monotonic() < end
+      time.sleep(0.01)
+    time.sleep(0.1)
+    process.send(signum)
+    assert process.end() == CODES[signum]
+  step = stopped_at(process.errors, 300)
+  assert step < 20
+  assert saved(workdir) == [step]
+  finish(MLP, workdir)
+  check_equal(workdir, unbroken)
+
+
+@both(signal.SIGINT)
+def test_a_signal_while_evaluating_saves_and_evaluates_again(tmp_path, signum):
+  workdir, unbroken = tmp_path / 'run', tmp_path / 'unbroken'
+  with Process('launch', *EVALUATING, f'--workdir={workdir}') as process:
+    process.wait_for(r'^step +1/3 .*eval/loss')
+    time.sleep(0.05)  # Step 2 is done by now, and its evaluation has begun.
+    process.send(signum)
+    assert process.end() == CODES[signum]
+  assert stopped_at(process.errors, 3) == 2
+  assert saved(workdir) == [2]
+  evaluated = re.findall(rb'"step": (\d+), "eval/', metrics(workdir))
+  assert evaluated == [b'1']  # Otherwise it was not while evaluating.
+  finish(EVALUATING, workdir)
+  finish(EVALUATING, unbroken)
+  check_equal(workdir, unbroken)
+
+
+@pytest.mark.parametrize(
+  ('first', 'second'),
+  [
+    (signal.SIGINT, signal.SIGINT),
+    pytest.param(signal.SIGTERM, signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, signal.SIGTERM, marks=pytest.mark.slow),
+  ],
+)
+def test_a_second_signal_stops_at_once(tmp_path, first, second):
+  with Process('launch', *MLP, f'--workdir={tmp_path / "run"}') as process:
+    process.wait_for('^config.schedule: .* drops ')  # Imports take a second.
+    process.send(first)
+    process.wait_for('^stopping')
+    start = time.monotonic()
+    process.send(second)
+    assert process.end() == CODES[second]
+    assert time.monotonic() - start < 0.5
+  assert process.errors == f'{ASKED}stopped at once\n'
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('signum', list(CODES), ids=lambda s: s.name)
+def test_a_signal_while_python_ends_does_not_change_the_exit_code(signum):
+  # Objects that outlive the command are deleted after Python has given the
+  # signals' handlers back.
+  script = f"""
+import os
+from experiments import command
+
+class Late:
+  def __del__(self, kill=os.kill, pid=os.getpid()):
+    kill(pid, {int(signum)})
+
+late = Late()
+command.start('launch', lambda argv: None)
+"""
+  ran = subprocess.run(
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    cwd=REPOSITORY,
+  )
+  assert (ran.returncode, ran.stderr) == (0, '')
+
+
+def test_evaluate_stops_when_it_is_asked_to(unbroken):
+  before = sorted((unbroken / 'evaluations').iterdir())
+  with Process('evaluate', f'--workdir={unbroken}', '--split=train') as process:
+    time.sleep(0.5)  # It imports, which takes seconds.
+    process.send(signal.SIGINT)
+    assert process.end() == 130
+  assert process.out == ''
+  assert 'Traceback' not in process.errors
+  assert process.errors.splitlines()[-1].startswith('evaluate: ')
+  assert sorted((unbroken / 'evaluations').iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('signum', list(CODES), ids=lambda s: s.name)
+def test_a_signal_at_any_moment_ends_in_order(unbroken, tmp_path, signum):
+  workdir = tmp_path / 'run'
+  moments = [0.15 + 0.35 * i for i in range(16)]  # Seconds: imports to end.
+  codes = []
+  for moment in moments:
+    with Process('launch', *MLP, f'--workdir={workdir}') as process:
+      time.sleep(moment)
+      process.send(signum)
+      codes.append(process.end())
+    assert codes[-1] in (0, CODES[signum]), (moment, process.errors)
+    assert 'Traceback' not in process.errors, (moment, process.errors)
+    if codes[-1] == 0:
+      break
+  assert CODES[signum] in codes
+  finish(MLP, workdir)
+  check_equal(workdir, unbroken)
+
+
+# -------------------------------------------------------------------- kills
+
+
+def kill_and_finish(workdir, unbroken, after, seconds):
+  """kill -9 some seconds after a line, then the same command again."""
+  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+    process.wait_for(after)
+    time.sleep(seconds)
+    process.send(signal.SIGKILL)
+    assert process.end() in (-signal.SIGKILL, 0)
+  said = f'killed {seconds:.3f} s after {after!r}: {process.out}'
+  finish(MLP, workdir)
+  assert metrics(workdir) == metrics(unbroken), said
+  assert runs.digest(workdir) == runs.digest(unbroken), said
+
+
+@pytest.mark.parametrize(
+  'after',
+  ['^workdir: ', pytest.param(r'^step +100/300 ', marks=pytest.mark.slow)],
+)
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
+  unbroken, tmp_path, after
+):
+  most = 3 if after.startswith('^workdir') else 0.5
+  kill_and_finish(
+    tmp_path / 'run', unbroken, after, random.SystemRandom().uniform(0, most)
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('repeat', range(10))
+def test_a_run_killed_at_many_moments_goes_on_too(unbroken, tmp_path, repeat):
+  del repeat
+  chance = random.SystemRandom()
+  workdir = tmp_path / 'run'
+  for _ in range(2):  # Killed while it resumes, too.
+    with Process('launch', *MLP, f'--workdir={workdir}') as process:
+      process.wait_for('^workdir: ')
+      time.sleep(chance.uniform(0, 4))
+      process.send(signal.SIGKILL)
+      process.end()
+  kill_and_finish(workdir, unbroken, '^workdir: ', chance.uniform(0, 4))
+
+
+# ---------------------------------------------------------------- divergence
+
+DIVERGING = (
+  '--config=diabetes_linear', '--config.optimizer.name=sgd',
+  '--config.schedule.name=constant_schedule', '--config.schedule.value=1e30',
+)  # fmt: skip
+
+
+# The first step moves the weights by 1e32. Their squares, in the loss of the
+# second step and of an evaluation after the first, are beyond float32.
+@pytest.mark.parametrize(
+  ('cadence', 'at'),
+  [
+    ((), 2),
+    (('--config.log_every=1',), 2),
+    (('--config.eval_every=1',), 1),
+    (('--config.checkpoint_every=1',), 2),
+  ],
+  ids=['as the config has it', 'log', 'evaluation', 'checkpoint'],
+)
+def test_a_run_that_diverges_says_where_and_keeps_no_nan(
+  tmp_path, capsys, cadence, at
+):
+  words = [*DIVERGING, *cadence, f'--workdir={tmp_path / "run"}']
+  assert command.run('launch', launch.main, words) == 1
+  errors = capsys.readouterr().err
+  assert errors.count('\n') == 1
+  assert re.search(rf'\bstep {at}\b', errors)
+  assert 'config.schedule' in errors
+
+  program = program_lib.create(workdir_lib.read_config(tmp_path / 'run'))
+  steps = saved(tmp_path / 'run')
+  with checkpoint.Checkpoints(
+    tmp_path / 'run', program.config, {}, say=print, read_only=True
+  ) as checkpoints:
+    for step in steps:
+      for leaf in jax.tree.leaves(checkpoints.restore(program, step)):
+        assert np.isfinite(leaf).all()
+  assert 2 not in steps
+  if any('checkpoint_every' in word for word in cadence):
+    assert steps == [1]
+
+  before = metrics(tmp_path / 'run')
+  assert command.run('launch', launch.main, words) == 1
+  again = capsys.readouterr().err
+  assert again == errors
+  assert metrics(tmp_path / 'run') == before
+  for line in before.decode().splitlines():
+    json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON.

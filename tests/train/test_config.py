@@ -1,0 +1,411 @@
+"""The configuration: what it takes, and how it is kept."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from train import config as config_lib
+from train import resolve
+from train.data import sources
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+
+
+def make(**kwargs):
+  """A config that is right but for what is given, by path ('data__name')."""
+  config = config_lib.Config(total_steps=10)
+  for path, value in kwargs.items():
+    config = config_lib.replace(config, path.replace('__', '.'), value)
+  return config
+
+
+def printed(code):
+  """What a new process that runs this prints."""
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return done.stdout.strip()
+
+
+# Another value for every field, and for parts of the blocks.
+CHANGES = [
+  ('seed', 1),
+  ('total_steps', 11),
+  ('total_epochs', 2.5),
+  ('log_every', 7),
+  ('log_every', '2e'),
+  ('eval_every', 100),
+  ('checkpoint_every', '0.5e'),
+  ('keep_best', 3),
+  ('best_metric', 'eval/loss'),
+  ('task', 'regression'),
+  ('loss', 'squared_error'),
+  ('data.name', 'diabetes'),
+  ('data.data_dir', '/a folder'),
+  ('data.batch_size', 32),
+  ('data.validation_fraction', 0.25),
+  ('data.normalize', None),
+  ('data.normalize', 'unit'),
+  ('data.normalize', {'mean': (0.5, 1.0), 'std': (1.0, 2.0)}),
+  ('model', {'name': 'cnn'}),
+  ('model', {'name': 'mlp', 'widths': (8, 4)}),
+  ('model', {'name': 'mlp', 'nested': ((1, 2), {'a': (3, None)})}),
+  ('optimizer', {'name': 'sgd', 'momentum': None}),
+  ('optimizer', {'name': 'sgd', 'nesterov': True}),
+  ('schedule', {'name': 'constant_schedule', 'value': 1e-3}),
+  (
+    'schedule',
+    {
+      'name': 'piecewise_constant_schedule',
+      'init_value': 0.1,
+      'boundaries_and_scales': {5: 0.5, 10: 0.5},
+    },
+  ),
+]
+every_change = pytest.mark.parametrize(('path', 'value'), CHANGES)
+
+
+def test_every_field_is_covered_here():
+  assert {path for path, _ in CHANGES} == set(config_lib.fields())
+
+
+# ---------------------------------------------------------------------- JSON
+
+
+@every_change
+def test_a_config_comes_back_from_json_as_it_was(path, value):
+  config = config_lib.replace(make(), path, value)
+  back = config_lib.from_json(config_lib.to_json(config))
+  assert back == config
+  # Equality of dicts does not tell 1 from 1.0 from True.
+  assert repr(back) == repr(config)
+  assert config_lib.differences(config, back) == {}
+
+
+def test_tuples_and_boundaries_in_steps_come_back_as_such():
+  config = make(
+    model={'name': 'mlp', 'widths': (8, 4)},
+    schedule={'name': 'x', 'boundaries_and_scales': {5: 0.5, 10: 0.1}},
+  )
+  back = config_lib.from_json(config_lib.to_json(config))
+  assert type(back.model['widths']) is tuple
+  keys = list(back.schedule['boundaries_and_scales'])
+  assert keys == [5, 10]
+  assert {type(key) for key in keys} == {int}
+
+
+def test_lists_become_tuples_however_deep():
+  value = {'a': [1, [2, {'5': [3]}]], 'b': 'x'}
+  assert config_lib.tuples(value) == {'a': (1, (2, {5: (3,)})), 'b': 'x'}
+
+
+def test_json_has_every_field_in_order_and_ends_a_line():
+  text = config_lib.to_json(make())
+  places = [
+    text.index(f'"{field.name}":')
+    for field in dataclasses.fields(config_lib.Config)
+  ]
+  assert places == sorted(places)
+  assert text.endswith('}\n')
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '',
+    '{',
+    'null',
+    '[]',
+    '3',
+    '{"data": 3}',
+    '{"no_such_field": 1}',
+    '{"data": {"no_such_field": 1}}',
+    pytest.param('[' * 100_000, id='deep'),
+    '__import__("os").mkdir("x")',
+  ],
+)
+def test_text_that_is_no_config_is_refused_and_not_run(
+  text, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(config_lib.UserError, match=r'config\.json') as caught:
+    config_lib.from_json(text)
+  assert '\n' not in str(caught.value)
+  assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------- digest
+
+
+def test_a_digest_is_eight_hex_digits_and_the_same_for_equal_configs():
+  digest = config_lib.digest(make())
+  assert len(digest) == 8
+  assert int(digest, 16) >= 0
+  assert config_lib.digest(make()) == digest
+  text = config_lib.to_json(make())
+  assert config_lib.digest(config_lib.from_json(text)) == digest
+
+
+def test_a_digest_is_the_same_in_another_process():
+  code = (
+    'from train import config\n'
+    'print(config.digest(config.Config(total_steps=10)))\n'
+  )
+  assert printed(code) == config_lib.digest(make())
+
+
+def test_every_change_has_a_digest_of_its_own():
+  configs = [make()]
+  configs += [
+    config_lib.replace(make(), path, value) for path, value in CHANGES
+  ]
+  assert len({config_lib.digest(c) for c in configs}) == len(configs)
+
+
+def test_a_whole_number_of_epochs_is_the_same_config_as_a_float():
+  configs = [
+    config_lib.check(config_lib.Config(total_epochs=epochs))
+    for epochs in (30, 30.0)
+  ]
+  assert len({config_lib.digest(config) for config in configs}) == 1
+
+
+# --------------------------------------------------------------- differences
+
+
+@every_change
+def test_the_one_difference_is_named_with_both_values(path, value):
+  old, new = make(), config_lib.replace(make(), path, value)
+  found = config_lib.differences(old, new)
+  if path not in config_lib.BLOCKS:
+    assert found == {path: (config_lib.get(old, path), value)}
+    return
+  block = config_lib.get(old, path)
+  assert found == {
+    f'{path}.{key}': (block.get(key), value.get(key))
+    for key in (*block, *value)
+    if block.get(key) != value.get(key)
+  }
+
+
+def test_differences_name_the_arguments_of_a_block():
+  old = make(optimizer={'name': 'sgd', 'momentum': 0.9, 'nesterov': True})
+  new = make(optimizer={'name': 'sgd', 'momentum': 0.8, 'b': 1}, seed=3)
+  assert config_lib.differences(old, new) == {
+    'seed': (0, 3),
+    'optimizer.momentum': (0.9, 0.8),
+    'optimizer.nesterov': (True, None),
+    'optimizer.b': (None, 1),
+  }
+
+
+def test_equal_configs_have_no_differences():
+  assert config_lib.differences(make(), make()) == {}
+
+
+# --------------------------------------------------------------------- check
+
+
+def refused(config, path):
+  """The one line with which check() refuses the field at `path`."""
+  with pytest.raises(config_lib.UserError) as caught:
+    config_lib.check(config)
+  line = str(caught.value)
+  assert line.startswith(f'config.{path}'), line
+  assert '\n' not in line
+  return line
+
+
+@every_change
+def test_a_right_value_is_left_as_it_is(path, value):
+  config = config_lib.replace(make(), path, value)
+  if path == 'total_epochs':
+    config = config_lib.replace(config, 'total_steps', None)
+  assert repr(config_lib.check(config)) == repr(config)
+
+
+NAN, INF = float('nan'), float('inf')
+TOO_MANY = 2**31
+
+
+@pytest.mark.parametrize(
+  ('path', 'values', 'takes'),
+  [
+    ('seed', ('x', 1.5, True, None, (1,)), 'a whole number'),
+    ('seed', (-1, 2**32), 'from 0 to 2**32 - 1'),
+    ('total_steps', ('x', 1.5, True), 'a whole number or none'),
+    ('total_steps', (0, -1, TOO_MANY), 'at least 1'),
+    ('log_every', (1.5, None, True, (1,)), 'a whole number or a word'),
+    ('log_every', ('9' * 400 + 'e',), "('2e')"),
+    ('log_every', (0, -5, '0e', '-1e', 'e', '2', '2ee', 'x', ''), "('2e')"),
+    ('eval_every', (0, '0.0e', '1e5', ' 1e', '1.e', '.5e', 'nane'), "('2e')"),
+    ('checkpoint_every', (0, 'infe', '2e\n', '1,5e'), "('2e')"),
+    ('keep_best', (1.0, 'x', True, None), 'a whole number'),
+    ('keep_best', (-1,), 'at least 0'),
+    ('best_metric', (3, True, ('a',)), 'a word or none'),
+    ('task', (None, 3, True), 'a word'),
+    ('loss', (3, True, ('a',)), 'a word or none'),
+    ('data.name', (None, 3, ('a',)), 'a word'),
+    ('data.data_dir', (3, True), 'a word or none'),
+    ('data.batch_size', ('x', 1.0, None, True), 'a whole number'),
+    ('data.batch_size', (0, -1), 'at least 1'),
+    ('data.validation_fraction', ('x', None, True), 'a number'),
+    ('data.validation_fraction', (-0.1, 1, 1.5), 'at least 0 and below 1'),
+    ('data.validation_fraction', (NAN, INF, -INF), 'finite'),
+    ('data.normalize', (3, True, (0.5,)), 'a word or a block'),
+    ('data.normalize', ('meanstd', ''), 'mean_std, unit, symmetric, none'),
+    (
+      'data.normalize',
+      ({}, {'mean': (0.0,)}, {'mean': (0.0,), 'std': (1.0,), 'x': 1}),
+      "{'mean': (...), 'std': (...)}",
+    ),
+    ('model', (None, 'mlp', 3, ('mlp',)), 'a block with a name'),
+    ('model', ({}, {'name': None}, {'name': 3}), 'it must have a name'),
+    ('model', ({'name': 'mlp', 3: 4},), 'its keys must be words'),
+    ('optimizer', ({}, {'b1': 0.9}), 'it must have a name'),
+    ('data', (None, 'digits', {'name': 'digits'}), 'train.config.Data'),
+    ('schedule', ({}, {'name': ('a',)}), 'it must have a name'),
+  ],
+)
+def test_a_wrong_value_is_one_line_that_says_what_is_taken(path, values, takes):
+  for value in values:
+    line = refused(config_lib.replace(make(), path, value), path)
+    assert repr(value) in line or f'is {value}' in line
+    assert takes in line
+
+
+@pytest.mark.parametrize(
+  'epochs',
+  [
+    'x',
+    True,
+    (1,),
+    0,
+    0.0,
+    -1.0,
+    NAN,
+    INF,
+    pytest.param(10**400, id='10**400'),
+  ],
+)
+def test_epochs_that_are_no_number_above_0_are_refused(epochs):
+  config = config_lib.Config(total_epochs=epochs)
+  assert repr(epochs) in refused(config, 'total_epochs')
+
+
+@pytest.mark.parametrize('epochs', [1e10, 1e16, 1e300])
+def test_more_epochs_than_steps_can_be_counted_are_refused(epochs):
+  arrays = {'features': np.zeros((100, 2)), 'label': np.zeros(100)}
+  split = sources.Split(arrays)
+  dataset = sources.Dataset('toy', {'train': split, 'test': split})
+  config = config_lib.Config(total_epochs=epochs, task='regression')
+  with pytest.raises(config_lib.UserError, match=r'config\.total_epochs is'):
+    resolve.resolve(config, dataset)
+
+
+@pytest.mark.parametrize(
+  ('steps', 'epochs'), [(None, None), (10, 2.0)], ids=['neither', 'both']
+)
+def test_the_length_is_given_once(steps, epochs):
+  config = config_lib.Config(total_steps=steps, total_epochs=epochs)
+  line = refused(config, 'total_steps')
+  assert 'config.total_epochs' in line
+  assert 'none' in line
+
+
+@pytest.mark.parametrize('value', [NAN, INF, -INF])
+@pytest.mark.parametrize(
+  ('path', 'block', 'place'),
+  [
+    ('optimizer', lambda v: {'name': 'sgd', 'momentum': v}, '.momentum'),
+    ('model', lambda v: {'name': 'x', 'a': (1.0, (v,))}, '.a'),
+    ('schedule', lambda v: {'name': 'x', 'b': {5: v}}, '.b.5'),
+    ('data.normalize', lambda v: {'mean': (v,), 'std': (1.0,)}, '.mean'),
+  ],
+)
+def test_no_number_is_nan_or_infinite_however_deep(path, block, place, value):
+  line = refused(config_lib.replace(make(), path, block(value)), path)
+  assert line == f'config.{path}{place} is {value}; it must be finite'
+
+
+@pytest.mark.parametrize(
+  'value', [{1, 2}, b'x', 1j, len, {(1, 2): 3}, {None: 3}, {'a': (1, {2})}]
+)
+def test_what_json_cannot_hold_is_refused_however_deep(value):
+  refused(make(model={'name': 'mlp', 'x': value}), 'model.x')
+
+
+@pytest.mark.parametrize('rate', [1e-3, None, 'x'])
+def test_a_rate_in_the_optimizer_is_refused_with_where_it_belongs(rate):
+  config = make(optimizer={'name': 'sgd', 'learning_rate': rate})
+  line = refused(config, 'optimizer.learning_rate')
+  assert '--config.schedule.name=constant_schedule' in line
+  assert f'--config.schedule.value={rate}' in line
+
+
+def test_a_whole_number_is_taken_for_a_number():
+  config = config_lib.check(config_lib.Config(total_epochs=3))
+  assert type(config.total_epochs) is float
+  config = make(data__validation_fraction=0)
+  assert type(config_lib.check(config).data.validation_fraction) is float
+
+
+def test_a_check_leaves_the_config_that_it_is_given():
+  config = config_lib.Config(total_epochs=3)
+  config_lib.check(config)
+  assert type(config.total_epochs) is int
+
+
+# ------------------------------------------------------------------- cadence
+
+
+@pytest.mark.parametrize(
+  ('cadence', 'steps'),
+  [
+    (100, 100),
+    (1, 1),
+    ('1e', 22),  # 22.453125 steps are an epoch of digits in batches of 64.
+    ('2e', 45),
+    ('10e', 225),
+    ('0.5e', 11),
+    ('30.0e', 674),
+    ('0.001e', 1),  # Never less than one step.
+  ],
+)
+def test_a_cadence_in_epochs_is_the_nearest_number_of_steps(cadence, steps):
+  assert config_lib.in_steps(cadence, 1437 / 64) == steps
+
+
+# --------------------------------------------------------------------- fields
+
+
+def test_a_field_is_read_and_replaced_by_its_path():
+  config = make()
+  changed = config_lib.replace(config, 'data.batch_size', 8)
+  assert config_lib.get(changed, 'data.batch_size') == 8
+  assert config_lib.get(config, 'data.batch_size') == 64
+  assert config_lib.differences(config, changed) == {'data.batch_size': (64, 8)}
+
+
+def test_two_configs_share_no_block():
+  one, other = config_lib.Config(), config_lib.Config()
+  for path in ('data', *config_lib.BLOCKS):
+    assert config_lib.get(one, path) is not config_lib.get(other, path)
+
+
+def test_importing_the_config_imports_no_jax():
+  code = (
+    'import sys\n'
+    'from train import config\n'
+    'from experiments import overrides\n'
+    'print("jax" in sys.modules, "numpy" in sys.modules)\n'
+  )
+  assert printed(code) == 'False False'

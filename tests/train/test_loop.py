@@ -1,0 +1,484 @@
+"""The promises of the loop, on a real config that is shrunk."""
+
+import dataclasses
+import errno
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import command
+from tests import runs
+from train import checkpoint
+from train import config as config_lib
+from train import evaluate
+from train import loop
+from train import program as program_lib
+from train import signals
+from train import state as state_lib
+from train import workdir as workdir_lib
+from train import writer
+from train.data import pipeline
+from train.data import sources
+
+CNN = {'name': 'cnn', 'widths': (8,), 'dropout': 0.3, 'head_widths': (16,)}
+
+
+# ------------------------------------------------- stopping changes nothing
+
+
+CONFIGS = {
+  'mlp': runs.config(),
+  'cnn': runs.config(model=CNN, optimizer={'name': 'sgd', 'momentum': 0.9}),
+}
+
+
+@pytest.fixture(scope='module')
+def never_stopped(tmp_path_factory):
+  """never_stopped('mlp') -> the workdir of a run of that config."""
+  workdirs = {}
+
+  def never_stopped(name):
+    if name not in workdirs:
+      workdirs[name] = tmp_path_factory.mktemp(name)
+      loop.train_and_evaluate(CONFIGS[name], workdirs[name])
+    return workdirs[name]
+
+  return never_stopped
+
+
+@pytest.fixture
+def unbroken(never_stopped):
+  """(config, workdir) of the mlp's run that was never stopped."""
+  return CONFIGS['mlp'], never_stopped('mlp')
+
+
+@pytest.mark.parametrize(
+  ('name', 'step'),
+  [('mlp', 1), ('mlp', 4), ('mlp', 11), ('mlp', 12), ('cnn', 7)],
+)
+def test_a_run_stopped_and_started_again_ends_with_the_same_bytes(
+  never_stopped, tmp_path, monkeypatch, name, step
+):
+  config, workdir = CONFIGS[name], never_stopped(name)
+  stepped = writer.Writer.stepped
+
+  def stop(self, now, metrics):
+    stepped(self, now, metrics)
+    if now == step:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(writer.Writer, 'stepped', stop)
+  with pytest.raises(signals.Stopped, match=f'step {step} of 12') as stopped:
+    loop.train_and_evaluate(config, tmp_path)
+  assert stopped.value.exit_code == 75
+  monkeypatch.undo()
+  final = loop.train_and_evaluate(config, tmp_path)
+  assert _bytes(tmp_path) == _bytes(workdir)
+  assert final == _last_line(workdir)
+
+
+def test_a_run_stopped_while_it_evaluates_evaluates_on_resuming(
+  unbroken, tmp_path, monkeypatch
+):
+  config, workdir = unbroken
+  real = evaluate.evaluate
+
+  def stop(program, state, split, *, between):
+    os.kill(os.getpid(), signal.SIGINT)
+    return real(program, state, split, between=between)
+
+  monkeypatch.setattr(evaluate, 'evaluate', stop)
+  with pytest.raises(signals.Stopped, match='step 4 of 12') as stopped:
+    loop.train_and_evaluate(config, tmp_path)
+  assert stopped.value.exit_code == 130
+  monkeypatch.undo()
+  loop.train_and_evaluate(config, tmp_path)
+  assert _bytes(tmp_path) == _bytes(workdir)
+
+
+def test_lines_ahead_of_the_newest_checkpoint_are_cut_back(
+  unbroken, tmp_path, monkeypatch
+):
+  """As after kill -9: a step was logged, and its checkpoint never written."""
+  config, workdir = unbroken
+  save = checkpoint.Checkpoints.save
+  monkeypatch.setattr(
+    checkpoint.Checkpoints,
+    'save',
+    lambda self, state, step: save(self, state, step) if step < 8 else None,
+  )
+  monkeypatch.setattr(
+    checkpoint.Checkpoints, 'is_best', lambda self, step: False
+  )
+  stepped = writer.Writer.stepped
+
+  def die(self, now, metrics):
+    stepped(self, now, metrics)
+    if now == 11:
+      raise MemoryError  # Any error that nobody catches.
+
+  monkeypatch.setattr(writer.Writer, 'stepped', die)
+  with pytest.raises(MemoryError):
+    loop.train_and_evaluate(config, tmp_path)
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 11, "train/lo')  # A kill in the middle of a line.
+  steps = [line['step'] for line in writer.read(tmp_path / 'metrics.jsonl')]
+  assert max(steps) == 8
+  monkeypatch.undo()
+  loop.train_and_evaluate(config, tmp_path)
+  assert _bytes(tmp_path) == _bytes(workdir)
+
+
+def test_a_finished_run_is_left_alone(unbroken):
+  config, workdir = unbroken
+  before = {p: p.stat().st_mtime_ns for p in workdir.glob('*.jsonl')}
+  assert loop.train_and_evaluate(config, workdir) == _last_line(workdir)
+  assert {p: p.stat().st_mtime_ns for p in workdir.glob('*.jsonl')} == before
+
+
+def test_saving_in_the_background_is_not_disturbed_by_the_steps_that_follow(
+  tmp_path,
+):
+  """The step takes over the state's memory while Orbax still writes it."""
+  config = runs.config(checkpoint_every=1, keep_best=0)
+  program = program_lib.create(config)
+  kept = {}
+  save = checkpoint.Checkpoints.save
+
+  def watch(self, state, step):
+    kept[step] = jax.tree.map(np.array, state.params)  # A copy, now.
+    save(self, state, step)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', watch)
+    patch.setattr(
+      checkpoint.Checkpoints,
+      'should_preserve',
+      lambda self, infos, *, context: [True] * len(infos),
+    )
+    loop.run(program, tmp_path)
+  with checkpoint.Checkpoints(
+    tmp_path, program.config, {}, say=print, read_only=True
+  ) as checkpoints:
+    assert checkpoints.steps() == list(range(1, 13))
+    for step in checkpoints.steps():
+      restored = checkpoints.restore(program, step)
+      jax.tree.map(np.testing.assert_array_equal, restored.params, kept[step])
+
+
+def test_what_a_kill_left_half_written_is_removed_and_no_link_followed(
+  tmp_path,
+):
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  (elsewhere / 'kept').write_text('')
+  checkpoints = tmp_path / 'run' / 'checkpoints'
+  (checkpoints / '3.orbax-checkpoint-tmp-1').mkdir(parents=True)
+  (checkpoints / '3.orbax-checkpoint-tmp-1' / 'link').symlink_to(elsewhere)
+  program = program_lib.create(runs.config())
+  with checkpoint.Checkpoints(
+    tmp_path / 'run', program.config, {}, say=print, read_only=True
+  ):
+    assert list(checkpoints.iterdir())  # Looking on leaves a live run's own.
+  with checkpoint.Checkpoints(
+    tmp_path / 'run', program.config, {}, say=print
+  ) as opened:
+    assert opened.steps() == []
+  assert not list(checkpoints.iterdir())
+  assert (elsewhere / 'kept').exists()
+
+
+def test_streamed_examples_train_and_resume_as_resident_ones_do(
+  unbroken, tmp_path, monkeypatch
+):
+  config, workdir = unbroken
+  monkeypatch.setattr(pipeline, 'RESIDENT_BYTES', 0)
+  stepped = writer.Writer.stepped
+
+  def stop(self, now, metrics):
+    stepped(self, now, metrics)
+    if now == 7:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(writer.Writer, 'stepped', stop)
+    with pytest.raises(signals.Stopped):
+      loop.train_and_evaluate(config, tmp_path)
+  loop.train_and_evaluate(config, tmp_path)
+  assert _bytes(tmp_path) == _bytes(workdir)
+
+
+# ---------------------------------------------------------- saving that fails
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+  """full_disk.undo() makes room again."""
+
+  def fail(self, step, *args, **kwargs):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, 'save', fail)
+    yield patch
+
+
+def test_a_run_that_could_not_be_saved_is_not_taken_for_finished(
+  unbroken, tmp_path, full_disk, capsys
+):
+  config, workdir = unbroken
+  with pytest.raises(checkpoint.SaveError, match='step 12') as error:
+    loop.train_and_evaluate(config, tmp_path)
+  assert error.value.exit_code == 74
+  assert 'No space left on device' in capsys.readouterr().out
+  full_disk.undo()
+  loop.train_and_evaluate(config, tmp_path)
+  assert _bytes(tmp_path) == _bytes(workdir)
+
+
+def test_a_run_that_is_stopped_and_cannot_save_says_so(
+  tmp_path, full_disk, monkeypatch
+):
+  stepped = writer.Writer.stepped
+
+  def stop(self, now, metrics):
+    stepped(self, now, metrics)
+    if now == 6:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(writer.Writer, 'stepped', stop)
+  with pytest.raises(checkpoint.SaveError, match='step 6 .*not saved'):
+    loop.train_and_evaluate(runs.config(), tmp_path)
+
+
+# ------------------------------------------------------- whose workdir it is
+
+
+def test_a_workdir_in_use_refuses_a_second_run(tmp_path):
+  config = program_lib.create(runs.config()).config
+  with (
+    workdir_lib.claimed(tmp_path, config, print),
+    pytest.raises(config_lib.UserError, match='in use by another run'),
+    workdir_lib.claimed(tmp_path, config, print),
+  ):
+    pytest.fail('two runs hold one workdir')
+  with workdir_lib.claimed(tmp_path, config, print) as path:
+    assert path == tmp_path
+
+
+def test_results_of_an_unknown_config_are_left_alone(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "eval/loss": 2.0}\n')
+  with pytest.raises(config_lib.UserError, match=r'has results but no config'):
+    loop.train_and_evaluate(runs.config(), tmp_path)
+  assert (tmp_path / 'metrics.jsonl').read_text().startswith('{"step": 1')
+
+
+def test_a_damaged_line_in_the_middle_of_metrics_is_not_cut_away(tmp_path):
+  file = tmp_path / 'metrics.jsonl'
+  file.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+  with pytest.raises(config_lib.UserError, match='damaged in line 2'):
+    writer.read(file)
+  file.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+  assert [line['step'] for line in writer.read(file)] == [1, 2]
+
+
+# -------------------------------------------------- looking changes nothing
+
+
+def test_logging_evaluating_and_saving_change_no_parameter(tmp_path):
+  cadences = [(1, 1, 1), (5, 3, 2), (100, 100, 100), (100, 1, 100)]
+  digests = set()
+  for i, (log, evaluation, save) in enumerate(cadences):
+    config = runs.config(
+      log_every=log,
+      eval_every=evaluation,
+      checkpoint_every=save,
+    )
+    loop.train_and_evaluate(config, tmp_path / f'{i}')
+    digests.add(runs.digest(tmp_path / f'{i}'))
+  assert len(digests) == 1
+
+
+def test_a_terminal_shows_a_bar_and_changes_no_parameter(tmp_path, run):
+  words = [
+    '--config=digits_mlp',
+    '--config.total_steps=12',
+    '--config.log_every=4',
+  ]
+  plain = run('launch', *words, f'--workdir={tmp_path / "plain"}')
+  assert plain.returncode == 0, plain.stderr
+  assert '\x1b' not in plain.stdout
+  shown = _in_terminal(
+    [
+      sys.executable, '-m', 'experiments.launch', *words,
+      f'--workdir={tmp_path / "terminal"}',
+    ]
+  )  # fmt: skip
+  assert 'step 12/12' in shown
+  assert 'examples/s' in shown
+  assert '\x1b' in shown
+  assert runs.digest(tmp_path / 'plain') == runs.digest(tmp_path / 'terminal')
+  for name in ('metrics.jsonl', 'config.json'):
+    a, b = (tmp_path / kind / name for kind in ('plain', 'terminal'))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def _in_terminal(words) -> str:
+  ours, theirs = pty.openpty()
+  with subprocess.Popen(
+    words,
+    stdout=theirs,
+    stderr=theirs,
+    env=os.environ | {'TERM': 'xterm', 'COLUMNS': '120'},
+  ) as process:
+    os.close(theirs)
+    shown = b''
+    while True:
+      try:
+        chunk = os.read(ours, 4096)
+      except OSError:  # How a terminal says that the other end is gone.
+        break
+      if not chunk:
+        break
+      shown += chunk
+  os.close(ours)
+  assert process.returncode == 0, shown.decode()
+  return shown.decode()
+
+
+# --------------------------------------------------------- one step function
+
+
+def test_a_whole_run_compiles_one_training_and_one_evaluation_step(
+  tmp_path, run
+):
+  # 1,437 examples: the last batch of evaluation is ragged.
+  ran = run(
+    'launch',
+    '--config=digits_cnn',
+    '--config.total_steps=50',
+    '--config.eval_every=20',
+    '--config.data.validation_fraction=0.25',
+    f'--workdir={tmp_path}',
+    env={'JAX_LOG_COMPILES': '1', 'JAX_LOGGING_LEVEL': 'WARNING'},
+  )
+  assert ran.returncode == 0, ran.stderr
+  # Two handlers may print the same line; two compilations never take the same
+  # time to the last digit.
+  found = re.findall(r'Finished XLA compilation of (\S+) in (\S+)', ran.stderr)
+  compiled = [name for name, _ in set(found)]
+  assert compiled.count('jit(train_step)') == 1
+  assert compiled.count('jit(eval_step)') == 1
+
+
+def test_the_loop_knows_no_model_task_or_mesh():
+  source = (command.CONFIGS.parents[1] / 'train' / 'loop.py').read_text()
+  assert len(source.splitlines()) <= 150
+  branches = re.findall(r'^\s*(?:if|elif|while|for)\b.*', source, re.M)
+  assert branches
+  for line in branches:
+    assert not re.search(r'\b(model|task|mesh|loss|optimizer)\b', line), line
+
+
+def test_eight_devices_train_and_count_as_one_does(tmp_path, run):
+  """Same batches, same dropout masks; sums in another order."""
+  words = [
+    '--config=digits_mlp',
+    '--config.total_steps=20',
+    '--config.log_every=1',
+  ]
+  for devices in (1, 8):
+    flags_ = f'--xla_force_host_platform_device_count={devices}'
+    ran = run(
+      'launch',
+      *words,
+      f'--workdir={tmp_path / str(devices)}',
+      env={'XLA_FLAGS': flags_},
+    )
+    assert ran.returncode == 0, ran.stderr
+  one, eight = (
+    writer.read(tmp_path / str(devices) / 'metrics.jsonl') for devices in (1, 8)
+  )
+  losses = [
+    [line['train/loss'] for line in lines if 'train/loss' in line]
+    for lines in (one, eight)
+  ]
+  assert len(losses[0]) == 20
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+  tested = json.loads(
+    (tmp_path / '8' / 'evaluations' / 'test-20.json').read_text()
+  )
+  assert tested['count'] == 360
+
+
+# ------------------------------------------------------------------ sanity
+
+
+def test_with_true_labels_it_learns(tmp_path):
+  """The control of the next: the same run, its labels as they are."""
+  final = loop.train_and_evaluate(
+    runs.config(total_steps=300, eval_every=300), tmp_path
+  )
+  assert final['test/accuracy'] > 0.9
+
+
+def test_with_shuffled_labels_the_test_accuracy_stays_at_chance(tmp_path):
+  dataset = sources.load('digits')
+  train = dataset.splits['train'].arrays
+  labels = np.random.default_rng(0).permutation(train['label'])
+  shuffled = sources.Split(train | {'label': labels})
+  dataset = dataclasses.replace(
+    dataset, splits=dataset.splits | {'train': shuffled}
+  )
+  final = loop.train_and_evaluate(
+    runs.config(total_steps=300, eval_every=300), tmp_path, dataset=dataset
+  )
+  # Chance is 0.1 of 360; five standard deviations.
+  assert abs(final['test/accuracy'] - 0.1) < 5 * (0.1 * 0.9 / 360) ** 0.5
+
+
+def test_the_best_checkpoint_stays_with_the_newest(tmp_path):
+  config = runs.config(
+    total_steps=40, eval_every=4, checkpoint_every=8, keep_best=2
+  )
+  loop.train_and_evaluate(config, tmp_path)
+  scores = {
+    line['step']: line['eval/accuracy']
+    for line in writer.read(tmp_path / 'metrics.jsonl')
+    if 'eval/accuracy' in line
+  }
+  best = sorted(scores, key=lambda step: (scores[step], step))[-2:]
+  saved = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
+  assert saved == {40, *best}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step(tmp_path):
+  config = runs.config(
+    optimizer={'name': 'sgd'},
+    schedule={'name': 'constant_schedule', 'value': 1e30},
+  )
+  with pytest.raises(state_lib.NonFiniteError, match='step 2: config.schedule'):
+    loop.train_and_evaluate(config, tmp_path)
+  assert not list((tmp_path / 'checkpoints').iterdir())
+
+
+def _bytes(workdir) -> tuple[str, bytes, bytes]:
+  return (
+    runs.digest(workdir),
+    (workdir / 'metrics.jsonl').read_bytes(),
+    (workdir / 'evaluations' / 'test-12.json').read_bytes(),
+  )
+
+
+def _last_line(workdir) -> dict[str, float]:
+  line = (workdir / 'metrics.jsonl').read_text().splitlines()[-1]
+  return {k: v for k, v in json.loads(line).items() if k != 'step'}

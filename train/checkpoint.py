@@ -1,0 +1,174 @@
+"""Checkpoints by Orbax: the newest, and the best by a metric."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+import shutil
+
+import orbax.checkpoint as ocp
+
+from train import config as config_lib
+from train import metrics
+from train import program as program_lib
+from train import state as state_lib
+from train import workdir as workdir_lib
+
+
+class SaveError(Exception):
+  """A checkpoint could not be saved; what is said before tells why."""
+
+  exit_code = 74
+
+
+class Checkpoints:
+  """Saves in the background; keeps the newest and the best few.
+
+  A step's score is looked up when it is needed: metrics.jsonl is the truth, and
+  a step may be scored after it was saved.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: config_lib.Config,
+    scores: Mapping[int, float],
+    *,
+    say: Callable[[str], None],
+    read_only: bool = False,
+  ):
+    """Opens workdir/checkpoints.
+
+    Args:
+      workdir: of the experiment.
+      config: resolved; it goes into each checkpoint too.
+      scores: step -> the value of config.best_metric.
+      say: takes a line for the user.
+      read_only: for looking into a run that may be alive.
+    """
+    self._config = config
+    self._scores = scores
+    self._say = say
+    self.failed: Exception | None = None
+    folder = workdir / workdir_lib.CHECKPOINTS
+    if not read_only:
+      # What a kill left half written. Orbax would do this in a thread that may
+      # outlive us; rmtree follows no link.
+      for leftover in folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+        shutil.rmtree(leftover, ignore_errors=True)
+    self._manager = ocp.CheckpointManager(
+      folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=self, read_only=read_only
+      ),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self.wait()
+    self._manager.close()
+
+  # ------------------------------------------------------------------ which
+
+  def steps(self) -> list[int]:
+    """Every step that is saved, in order."""
+    return sorted(self._manager.all_steps())
+
+  def best_step(self) -> int | None:
+    """The saved step with the best score, the later of equals."""
+    return next(iter(self._best_first(self.steps())), None)
+
+  def is_best(self, step: int) -> bool:
+    """Whether `step` is scored and would stay for its score."""
+    if step not in self._scores:
+      return False
+    best = self._best_first({*self.steps(), step})
+    return step in best[: self._config.keep_best]
+
+  def should_preserve(self, checkpoints, *, context) -> list[bool]:
+    """Orbax's question: which of these may stay?"""
+    del context
+    steps = [info.step for info in checkpoints]
+    best = self._best_first(steps)[: self._config.keep_best]
+    return [step == max(steps) or step in best for step in steps]
+
+  def _best_first(self, steps: Iterable[int]) -> list[int]:
+    sign = 1 if metrics.higher_is_better(self._config.best_metric) else -1
+    scored = [step for step in steps if step in self._scores]
+    return sorted(
+      scored, key=lambda s: (sign * self._scores[s], s), reverse=True
+    )
+
+  # ------------------------------------------------------- save and restore
+
+  def save(self, state: state_lib.TrainState, step: int):
+    """Starts saving, unless it is saved; a failure is said and kept."""
+    if step in self._manager.all_steps():
+      return
+    self._guarded(
+      lambda: self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          config=ocp.args.JsonSave(dataclasses.asdict(self._config)),
+        ),
+        force=True,  # Whether to save is the loop's decision alone.
+      )
+    )
+
+  def wait(self):
+    """Until everything is written; a failure is said and kept."""
+    self._guarded(self._manager.wait_until_finished)
+
+  def require(self, step: int):
+    """Waits, and makes sure that `step` is on the disk.
+
+    Raises:
+      SaveError: it is not.
+    """
+    self.wait()
+    if not (self._manager.directory / str(step)).is_dir():
+      raise SaveError(f'step {step} was trained, but not saved')
+
+  def _guarded(self, act: Callable):
+    try:
+      act()
+    except (OSError, ValueError, RuntimeError) as error:
+      self.failed = error
+      self._say(
+        f'a checkpoint could not be saved: {config_lib.first_line(error)}'
+      )
+
+  def restore_newest(
+    self, program: program_lib.Program
+  ) -> tuple[state_lib.TrainState, int] | None:
+    """The newest state and its step, or None where nothing is saved."""
+    if not self.steps():
+      return None
+    step = self.steps()[-1]
+    self._say(f'resuming from step {step}')
+    return self.restore(program, step), step
+
+  def restore(
+    self, program: program_lib.Program, step: int
+  ) -> state_lib.TrainState:
+    """The state of that step, sharded as the program has it.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+      return self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(program.state_shape)
+        ),
+      )['state']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise config_lib.UserError(
+        f'checkpoint {self._manager.directory / str(step)} cannot be restored: '
+        f'{config_lib.first_line(error)}'
+      ) from None

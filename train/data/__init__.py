@@ -1,0 +1,1 @@
+"""Data: where examples come from, in which order, and how they are scaled."""

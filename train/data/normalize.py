@@ -1,0 +1,82 @@
+"""How inputs are scaled: one mean and one std a channel, (x - mean) / std."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from train import config as config_lib
+from train import signals
+from train.data import sources
+
+
+def resolve(
+  normalize: str | config_lib.Block | None, dataset: sources.Dataset
+) -> config_lib.Block | None:
+  """{'mean': (...), 'std': (...)} for (x - mean) / std, one number a channel.
+
+  'mean_std' takes the training split's own; 'unit' and 'symmetric' map a
+  pixel's range 0..255, or a feature's range in the training split, to [0, 1]
+  and [-1, 1]. Where a channel is constant, std is 1.
+
+  Raises:
+    UserError: a mean or std of another length than the channels, or a std of 0.
+  """
+  channels = dataset.input_shape[-1]
+  if normalize is None:
+    return None
+  if isinstance(normalize, dict):
+    for key, values in normalize.items():
+      if (
+        not isinstance(values, tuple)
+        or len(values) != channels
+        or not all(isinstance(v, int | float) for v in values)
+        or (key == 'std' and not all(v > 0 for v in values))
+      ):
+        raise config_lib.UserError(
+          f'config.data.normalize has {key} {values}; {dataset.name} needs '
+          f'{channels} numbers{", each above 0" if key == "std" else ""}'
+        )
+    return normalize
+  train = dataset.splits['train']
+  pixels = train.arrays[dataset.input_key].dtype == np.uint8
+  if normalize == 'mean_std':
+    mean, std = _mean_std(train, dataset.input_key)
+  else:
+    if pixels:
+      low, high = np.zeros(channels), np.full(channels, 255.0)
+    else:
+      low, high = _range(train, dataset.input_key)
+    mean, std = low, high - low
+    if normalize == 'symmetric':
+      mean, std = (low + high) / 2, (high - low) / 2
+  if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+    raise config_lib.UserError(
+      f'config.data.name is {dataset.name!r}, whose {dataset.input_key} hold '
+      'nan or infinite values'
+    )
+  std = np.where(std > 0, std, 1.0)
+  return {'mean': tuple(mean.tolist()), 'std': tuple(std.tolist())}
+
+
+def _chunks(split: sources.Split, key: str) -> Iterator[np.ndarray]:
+  """The split's inputs, 4,096 at a time, as float64 [m, C]."""
+  for start in range(0, len(split), 4096):
+    signals.check('stopped before training began; nothing to save')
+    places = np.arange(start, min(start + 4096, len(split)))
+    inputs = split.take(places)[key]
+    yield inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
+
+
+def _mean_std(split: sources.Split, key: str) -> tuple[np.ndarray, np.ndarray]:
+  count, total = 0, 0.0
+  for chunk in _chunks(split, key):
+    count, total = count + len(chunk), total + chunk.sum(0)
+  mean = total / count
+  squares = sum(((chunk - mean) ** 2).sum(0) for chunk in _chunks(split, key))
+  return mean, np.sqrt(squares / count)
+
+
+def _range(split: sources.Split, key: str) -> tuple[np.ndarray, np.ndarray]:
+  chunks = [(c.min(0), c.max(0)) for c in _chunks(split, key)]
+  lows, highs = zip(*chunks, strict=True)
+  return np.min(lows, 0), np.max(highs, 0)

@@ -1,0 +1,72 @@
+"""Evaluation: the same function for the loop and for the evaluation job."""
+
+from collections.abc import Callable
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from train import metrics
+from train import partition
+from train import program as program_lib
+from train import state as state_lib
+from train.data import pipeline
+
+
+def evaluate(
+  program: program_lib.Program,
+  state: state_lib.TrainState,
+  split: str,
+  *,
+  between: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+  """Every metric over every example of `split`, each counted once.
+
+  Args:
+    program: the experiment.
+    state: at the step to evaluate; left as it is.
+    split: 'train', 'validation' or 'test'.
+    between: called after each batch; may raise to stop.
+
+  Returns:
+    `loss` and the task's metrics as means, `count`, and for classes
+    `per_class` and `confusion`.
+  """
+  totals = program.zero_totals()
+  batches = pipeline.eval_batches(
+    program.dataset.splits[split], program.config.data.batch_size, program.mesh
+  )
+  for i, batch in enumerate(batches, start=1):
+    totals = program.eval_step(state.params, state.batch_stats, totals, batch)
+    if i % partition.steps_in_flight(program.mesh) == 0:
+      jax.block_until_ready(totals)
+    between()
+  return metrics.summarize(jax.device_get(totals), program.dataset.classes)
+
+
+def scalars(results: dict[str, Any], prefix: str) -> dict[str, float]:
+  """The numbers of a result that belong in metrics.jsonl, as 'eval/loss'."""
+  return {
+    f'{prefix}/{key}': value
+    for key, value in sorted(results.items(), key=lambda kv: kv[0] != 'loss')
+    if isinstance(value, float)
+  }
+
+
+def to_json(split: str, step: int, results: dict[str, Any]) -> str:
+  """A result as text, with the split and the step it belongs to."""
+  return json.dumps({'split': split, 'step': step, **results}, indent=2) + '\n'
+
+
+def write(
+  workdir: pathlib.Path, split: str, step: int, results: dict[str, Any]
+) -> pathlib.Path:
+  """Keeps a result as evaluations/SPLIT-STEP.json, whole or not at all."""
+  path = workdir / 'evaluations' / f'{split}-{step}.json'
+  path.parent.mkdir(exist_ok=True)
+  partial = path.with_suffix('.partial')
+  partial.write_text(to_json(split, step, results))
+  os.replace(partial, path)
+  return path

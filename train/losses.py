@@ -1,0 +1,131 @@
+"""Tasks and their losses, Optax's by Optax's names.
+
+A task says how a model's outputs and a batch become predictions and targets; a
+loss turns these into one number an example.
+
+Shapes: B batch, K classes, D numbers an example.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train import blocks
+from train.data import sources
+
+PerExample = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def absolute_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+  """|predictions - targets|, the one loss of the course that Optax lacks."""
+  return jnp.abs(predictions - targets)
+
+
+def _signed(loss: PerExample) -> PerExample:
+  """For losses of margins: Optax's take -1 and 1, labels are 0 and 1."""
+  return lambda predictions, targets: loss(predictions, 2 * targets - 1)
+
+
+_DISTANCES = {
+  'squared_error': optax.losses.squared_error,
+  'l2_loss': optax.losses.l2_loss,  # Half the squared error.
+  'absolute_error': absolute_error,
+  'huber_loss': optax.losses.huber_loss,
+  'log_cosh': optax.losses.log_cosh,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What is predicted.
+
+  Attributes:
+    losses: name -> loss of (predictions, targets); the first is the default.
+      Elementwise losses are averaged over each example.
+    num_outputs: how many numbers the model gives for an example of `dataset`.
+    pair: (outputs [B, ...], batch) -> (predictions, targets).
+    labels: 'classes', 'two classes' or 'numbers': what the data's label must
+      be, or None where it is not read.
+  """
+
+  losses: dict[str, PerExample]
+  num_outputs: Callable[[sources.Dataset], int]
+  pair: Callable[[jax.Array, dict], tuple[jax.Array, jax.Array]]
+  labels: str | None
+
+
+TASKS = {
+  # logits [B, K], labels int [B]. The loss is -log softmax(logits)[label]: no
+  # (1 - y) log(1 - p) term, which belongs to binary cross-entropy alone.
+  'classification': Task(
+    losses={
+      name: getattr(optax.losses, name)
+      for name in (
+        'softmax_cross_entropy_with_integer_labels',
+        'multiclass_hinge_loss',
+        'multiclass_perceptron_loss',
+      )
+    },
+    num_outputs=lambda dataset: len(dataset.classes),
+    pair=lambda logits, batch: (logits, batch['label']),
+    labels='classes',
+  ),
+  # One logit [B, 1], labels 0 and 1.
+  'binary_classification': Task(
+    losses={
+      'sigmoid_binary_cross_entropy': optax.losses.sigmoid_binary_cross_entropy,
+      'hinge_loss': _signed(optax.losses.hinge_loss),
+      'perceptron_loss': _signed(optax.losses.perceptron_loss),
+    },
+    num_outputs=lambda dataset: 1,
+    pair=lambda logits, batch: (
+      logits[:, 0],
+      batch['label'].astype(logits.dtype),
+    ),
+    labels='two classes',
+  ),
+  # One number [B, 1], labels float [B].
+  'regression': Task(
+    losses=_DISTANCES,
+    num_outputs=lambda dataset: 1,
+    pair=lambda outputs, batch: (
+      outputs[:, 0],
+      batch['label'].astype(outputs.dtype),
+    ),
+    labels='numbers',
+  ),
+  # The input itself, as the model sees it (normalized): [B, D].
+  'reconstruction': Task(
+    losses=_DISTANCES
+    | {
+      'sigmoid_binary_cross_entropy': optax.losses.sigmoid_binary_cross_entropy
+    },
+    num_outputs=lambda dataset: math.prod(dataset.input_shape),
+    pair=lambda outputs, batch: (
+      outputs.reshape(outputs.shape[0], -1),
+      batch['input'].reshape(outputs.shape[0], -1),
+    ),
+    labels=None,
+  ),
+}
+
+
+def create(task: str, loss: str) -> Callable:
+  """loss_fn(outputs [B, ...], batch) -> float32 [B], the loss of each example.
+
+  Raises:
+    UserError: no such task, or the task has no such loss.
+  """
+  task = blocks.lookup('task', task, TASKS)
+  function = blocks.lookup('loss', loss, task.losses)
+
+  def loss_fn(outputs, batch):
+    predictions, targets = task.pair(outputs, batch)
+    values = function(predictions, targets).astype(jnp.float32)
+    return values.reshape(values.shape[0], -1).mean(-1)
+
+  return loss_fn

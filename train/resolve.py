@@ -1,0 +1,129 @@
+"""From what the user wrote to a config with every default written out.
+
+Whatever a library or the data must judge is judged here, before anything is
+compiled: each mistake is one UserError.
+"""
+
+import dataclasses
+
+import models
+from train import blocks
+from train import config as config_lib
+from train import losses
+from train import metrics
+from train import optim
+from train.data import normalize
+from train.data import sources
+
+# Arguments of models that are no business of config.model: the program passes
+# rngs, and everything computes in float32.
+_SUPPLIED = ('rngs', 'dtype', 'param_dtype')
+
+
+def check_names(config: config_lib.Config):
+  """Every name and argument that can be judged without the data.
+
+  Raises:
+    UserError: the first that cannot be.
+  """
+  task = blocks.lookup('task', config.task, losses.TASKS)
+  if config.loss is not None:
+    blocks.lookup('loss', config.loss, task.losses)
+  blocks.resolve(
+    'model',
+    config.model,
+    blocks.lookup('model.name', config.model['name'], models.MODELS),
+    given={'image_shape': (), 'num_classes': 0},
+    supplied=_SUPPLIED,
+  )
+  optim.create(optim.resolve_optimizer(config.optimizer), lambda step: 0.0)
+  schedule = optim.resolve_schedule(config.schedule, config.total_steps or 1)
+  if config.total_steps:  # Else its length is known with the data's.
+    optim.create_schedule(schedule, config.total_steps)
+
+
+def resolve(
+  config: config_lib.Config, dataset: sources.Dataset
+) -> config_lib.Config:
+  """The config in full: steps for epochs, arguments for names, means for words.
+
+  Args:
+    config: as written.
+    dataset: with the validation part already held out.
+
+  Raises:
+    UserError: the first field that cannot be.
+  """
+  config = config_lib.check(config)
+  task = blocks.lookup('task', config.task, losses.TASKS)
+  loss = config.loss
+  if loss is None:
+    loss = next(iter(task.losses))
+  blocks.lookup('loss', loss, task.losses)
+  _check_labels(config.task, task, dataset)
+  per_epoch = len(dataset.splits['train']) / config.data.batch_size
+  total_steps = config.total_steps
+  if total_steps is None:
+    total_steps = max(1, round(config.total_epochs * per_epoch))
+  if total_steps >= 2**31:
+    raise config_lib.UserError(
+      f'config.total_epochs is {config.total_epochs}, which makes '
+      f'{total_steps} steps; there can be 2**31 - 1'
+    )
+  num_outputs = task.num_outputs(dataset)
+  best_metric = metrics.best(config.task, num_outputs, config.best_metric)
+  shape = config.model.get('image_shape', dataset.input_shape)
+  if shape != dataset.input_shape:
+    raise config_lib.UserError(
+      f'config.model.image_shape is {shape}; {dataset.name} has '
+      f'{dataset.input_shape}'
+    )
+  examples = len(dataset.splits['train'])
+  if config.data.batch_size > examples:
+    raise config_lib.UserError(
+      f'config.data.batch_size is {config.data.batch_size}; {dataset.name} has '
+      f'{examples} training examples'
+    )
+  return dataclasses.replace(
+    config,
+    total_steps=total_steps,
+    total_epochs=None,
+    **{
+      name: config_lib.in_steps(getattr(config, name), per_epoch)
+      for name in config_lib.CADENCES
+    },
+    best_metric=best_metric,
+    loss=loss,
+    data=dataclasses.replace(
+      config.data,
+      normalize=normalize.resolve(config.data.normalize, dataset),
+    ),
+    model=blocks.resolve(
+      'model',
+      config.model,
+      blocks.lookup('model.name', config.model['name'], models.MODELS),
+      given={
+        'image_shape': dataset.input_shape,
+        'num_classes': num_outputs,
+      },
+      supplied=_SUPPLIED,
+    ),
+    optimizer=optim.resolve_optimizer(config.optimizer),
+    schedule=optim.resolve_schedule(config.schedule, total_steps),
+  )
+
+
+def _check_labels(name: str, task: losses.Task, dataset: sources.Dataset):
+  classes = len(dataset.classes) if dataset.classes else None
+  fits = {
+    'classes': classes is not None,
+    'two classes': classes == 2,
+    'numbers': classes is None,
+    None: True,
+  }
+  if not fits[task.labels]:
+    has = f'{classes} classes' if classes else 'a number as label'
+    raise config_lib.UserError(
+      f'config.task is {name!r}, which needs {task.labels}; '
+      f'{dataset.name} has {has}'
+    )

@@ -1,0 +1,125 @@
+"""A workdir: one experiment's folder, claimed by the config inside it."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+
+import filelock
+
+from train import config as config_lib
+
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+TIMING = 'timing.jsonl'
+CHECKPOINTS = 'checkpoints'
+
+# What resuming may change without becoming another experiment.
+_MAY_DIFFER = ('log_every', 'eval_every', 'checkpoint_every', 'keep_best')
+
+
+@contextlib.contextmanager
+def claimed(
+  workdir: str | os.PathLike,
+  config: config_lib.Config,
+  say: Callable[[str], None],
+) -> Iterator[pathlib.Path]:
+  """Makes the workdir, or makes sure that it belongs to this config.
+
+  Other runs are kept out until the block ends, or the process, however it ends.
+
+  Args:
+    workdir: the folder.
+    config: resolved.
+    say: takes a line for each allowed difference from the config there.
+
+  Raises:
+    UserError: it is no folder, cannot be written, is in use, or holds another
+      experiment.
+  """
+  path = pathlib.Path(workdir).absolute()
+  lock = filelock.FileLock(path / '.lock')
+  try:
+    os.fspath(path).encode('utf-8')
+    path.mkdir(parents=True, exist_ok=True)
+    lock.acquire(timeout=0)
+    _claim(path, config, say)
+  except filelock.Timeout:
+    raise config_lib.UserError(
+      f'workdir {path} is in use by another run; wait for it, or give another '
+      'workdir'
+    ) from None
+  except UnicodeEncodeError:
+    shown = os.fspath(path).encode('utf-8', 'replace').decode()
+    raise config_lib.UserError(
+      f'workdir {shown} has a name that is no UTF-8 here; give another '
+      'workdir, or set LC_ALL=C.UTF-8'
+    ) from None
+  except OSError as error:
+    raise config_lib.UserError(
+      f'workdir {path} cannot be used as a folder to write in: '
+      f'{error.strerror or error}'
+    ) from None
+  try:
+    yield path
+  finally:
+    lock.release()
+
+
+def _claim(path: pathlib.Path, config: config_lib.Config, say):
+  """Compares with the config that is there; writes this one."""
+  file = path / CONFIG
+  if file.exists():
+    _compare(path, read_config(path), config, say)
+  elif (path / METRICS).exists() or any((path / CHECKPOINTS).glob('*')):
+    raise config_lib.UserError(
+      f'workdir {path} has results but no {CONFIG}; give another workdir'
+    )
+  partial = path / f'{CONFIG}.partial'
+  partial.write_text(config_lib.to_json(config))
+  os.replace(partial, file)
+
+
+def read_config(workdir: str | os.PathLike) -> config_lib.Config:
+  """The resolved config of the experiment in `workdir`.
+
+  Raises:
+    UserError: there is none.
+  """
+  file = pathlib.Path(workdir) / CONFIG
+  try:
+    config = config_lib.check(config_lib.from_json(file.read_text('utf-8')))
+  except OSError as error:
+    raise config_lib.UserError(
+      f'workdir {workdir} holds no experiment: {CONFIG}: {error.strerror}'
+    ) from None
+  except (config_lib.UserError, UnicodeDecodeError) as error:
+    raise config_lib.UserError(
+      f'workdir {workdir} has a damaged {CONFIG}: {error}'
+    ) from None
+  if config.total_steps is None:
+    raise config_lib.UserError(
+      f'workdir {workdir} has a damaged {CONFIG}: no total_steps'
+    )
+  return config
+
+
+def _compare(path, old: config_lib.Config, new: config_lib.Config, say):
+  changed = config_lib.differences(old, new)
+  refused = dict(changed)
+  for name in _MAY_DIFFER:
+    refused.pop(name, None)
+  if new.total_steps > old.total_steps:
+    refused.pop('total_steps', None)
+  if refused:
+    listed = '; '.join(
+      f'config.{field} was {a!r} and is {b!r}'
+      for field, (a, b) in refused.items()
+    )
+    raise config_lib.UserError(
+      f'workdir {path} belongs to another config: {listed}; give another '
+      'workdir, or the same values'
+    )
+  for field, (a, b) in changed.items():
+    say(f'resuming with config.{field} {b!r}, which was {a!r}')

@@ -1,0 +1,190 @@
+"""What a run writes while it trains: metrics.jsonl and timing.jsonl.
+
+metrics.jsonl is the truth: nothing in it depends on the clock or on restarts.
+timing.jsonl holds what does.
+"""
+
+from collections.abc import Iterator
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from train import config as config_lib
+from train import progress as progress_lib
+from train import state as state_lib
+from train import workdir as workdir_lib
+
+
+class Writer:
+  """One line a log interval in both files, and each evaluation in the first.
+
+  Attributes:
+    lines: the lines of metrics.jsonl.
+    scores: step -> the value of config.best_metric, from these lines.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    config: config_lib.Config,
+    progress: progress_lib.Progress,
+    steps_in_flight: int,
+  ):
+    """`config` is resolved; `steps_in_flight` is how far devices may lag."""
+    self._metrics = workdir / workdir_lib.METRICS
+    self._timing = workdir / workdir_lib.TIMING
+    self._config = config
+    self._progress = progress
+    self._most_in_flight = steps_in_flight
+    self._in_flight: list[jax.Array] = []
+    self.lines = read(self._metrics)
+    self.scores = scores(workdir, config)
+
+  # ---------------------------------------------------------------- metrics
+
+  def resume(self, step: int):
+    """Cuts both files back to `step`; a test before the end is undone too."""
+    done = step == self._config.total_steps
+    self.lines = [
+      line
+      for line in self.lines
+      if line['step'] <= step and (done or not _is(line, 'test'))
+    ]
+    _rewrite(self._metrics, self.lines)
+    for beyond in [scored for scored in self.scores if scored > step]:
+      del self.scores[beyond]
+    timing = [line for line in read(self._timing) if line['step'] <= step]
+    _rewrite(self._timing, timing)
+    self._first_step = step
+    self.start_clock(step)
+
+  def find(self, kind: str, step: int) -> dict[str, float] | None:
+    """The 'train', 'eval' or 'test' values of a step, or None."""
+    for line in self.lines:
+      if line['step'] == step and _is(line, kind):
+        return {k: v for k, v in line.items() if k != 'step'}
+    return None
+
+  def train(self, step: int, metrics: dict[str, jax.Array]):
+    """Writes and shows what a training step measured; waits for it."""
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    values = {'loss': values.pop('loss'), **dict(sorted(values.items()))}
+    self._write(step, {f'train/{k}': v for k, v in values.items()})
+    self._progress.trained(step, values, self._time(step))
+
+  def evaluated(self, step: int, values: dict[str, float]):
+    """Writes and shows an evaluation, its names as 'eval/loss'.
+
+    Raises:
+      NonFiniteError: one of the values; nothing is written then.
+    """
+    if not all(map(math.isfinite, values.values())):
+      raise state_lib.NonFiniteError(step, self._config)
+    self._write(step, values)
+    self._progress.evaluated(step, values)
+    self.start_clock(step)  # Evaluating does not count as training.
+
+  def _write(self, step: int, values: dict[str, float]):
+    line = {'step': step, **values}
+    with self._metrics.open('a') as file:
+      file.write(json.dumps(line) + '\n')
+      file.flush()
+      os.fsync(file.fileno())  # Before any checkpoint of this step.
+    self.lines.append(line)
+    if self._config.best_metric in values:
+      self.scores[step] = values[self._config.best_metric]
+
+  # ----------------------------------------------------------------- timing
+
+  def watch(self, batches: Iterator) -> Iterator:
+    """The same batches; the time spent waiting for them is counted."""
+    while True:
+      start = time.perf_counter()
+      batch = next(batches)
+      self._waited += time.perf_counter() - start
+      yield batch
+
+  def stepped(self, step: int, metrics: dict[str, jax.Array]):
+    """After each step: paces the devices and moves the bar."""
+    if step == self._first_step + 1:  # It compiled, which is no training.
+      metrics['loss'].block_until_ready()
+      self.start_clock(step)
+    self._in_flight.append(metrics['loss'])
+    if len(self._in_flight) >= self._most_in_flight:
+      self._in_flight.pop(0).block_until_ready()
+    self._progress.stepped(step)
+
+  def start_clock(self, step: int):
+    """Rates count from here: after compiling, evaluating, logging."""
+    self._start_step, self._start = step, time.perf_counter()
+    self._waited = 0.0
+
+  def _time(self, step: int) -> float | None:
+    """Writes a line of timing.jsonl; examples a second since the clock began.
+
+    None where no step was timed: the first, which compiles, is not.
+    """
+    steps, seconds = step - self._start_step, time.perf_counter() - self._start
+    if not steps:
+      return None
+    rate = steps * self._config.data.batch_size / seconds
+    line = {
+      'step': step,
+      'steps': steps,
+      'seconds': seconds,
+      'steps_per_second': steps / seconds,
+      'examples_per_second': rate,
+      'waiting_share': self._waited / seconds,
+    }
+    with self._timing.open('a') as file:
+      file.write(json.dumps(line) + '\n')
+    self.start_clock(step)
+    return rate
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a .jsonl file, without a last one that a kill cut short.
+
+  Raises:
+    UserError: a line before the last is damaged.
+  """
+  lines = []
+  texts = path.read_bytes().split(b'\n') if path.exists() else []
+  for i, text in enumerate(texts[:-1]):  # After the last newline: cut short.
+    try:
+      line = json.loads(text)
+      line['step'] += 0
+    except (ValueError, KeyError, TypeError):
+      if i == len(texts) - 2:
+        break
+      raise config_lib.UserError(
+        f'{path} is damaged in line {i + 1}; mend or remove that line'
+      ) from None
+    lines.append(line)
+  return lines
+
+
+def scores(
+  workdir: pathlib.Path, config: config_lib.Config
+) -> dict[int, float]:
+  """Step -> the value of config.best_metric, from metrics.jsonl."""
+  return {
+    line['step']: line[config.best_metric]
+    for line in read(workdir / workdir_lib.METRICS)
+    if config.best_metric in line
+  }
+
+
+def _is(line: dict[str, Any], kind: str) -> bool:
+  return any(key.startswith(f'{kind}/') for key in line)
+
+
+def _rewrite(path: pathlib.Path, lines: list[dict[str, Any]]):
+  partial = path.with_suffix('.partial')
+  partial.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  os.replace(partial, path)
