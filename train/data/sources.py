@@ -15,6 +15,7 @@ import numpy as np
 from train import config as config_lib
 from train import progress
 from train.data import cache
+from train.data import prepare
 
 _NAME = re.compile(r'[a-z0-9_]+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?')
 # The keys of one example that the models read.
@@ -85,7 +86,7 @@ def load(
       f'config.data.name is {name!r}; it takes a name as digits, mnist or '
       'mnist:3.0.1'
     )
-  builder = _builder(name, data_dir, say)
+  builder = prepare.find_or_prepare(name, data_dir, say)
   input_key, classes = _layout(name, builder.info.features)
   info = pathlib.Path(builder.data_path) / 'dataset_info.json'
   # Two folders may hold the same version from different files.
@@ -133,50 +134,6 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
   if 'test' not in dataset.splits:
     parts['test'] = dataset.splits['validation']
   return Dataset(dataset.name, dataset.splits | parts, dataset.classes)
-
-
-def _builder(name: str, data_dir: str | None, say):
-  """A TFDS builder whose files are there."""
-  import tensorflow_datasets as tfds
-
-  from train.data import embedded  # TFDS and scikit-learn take a second.
-
-  if name in embedded.BUILDERS:
-    folder = pathlib.Path(data_dir) if data_dir else cache.root() / 'tfds'
-    try:
-      with cache.locked(folder / name):
-        builder = embedded.BUILDERS[name](
-          data_dir=str(folder), file_format='array_record'
-        )
-        if not builder.is_prepared():
-          say(f'preparing {name} in {folder}')
-          embedded.prepare(builder)
-    except OSError as error:
-      raise config_lib.UserError(
-        f'{name} cannot be prepared in {folder}: {error}; set '
-        'config.data.data_dir or TAISHAN_CACHE to a folder of your own'
-      ) from None
-    return builder
-  try:
-    builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    prepared = builder.is_prepared()
-  except tfds.core.DatasetNotFoundError:
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}, which neither TFDS nor this project '
-      f'knows; {", ".join(embedded.BUILDERS)} need no download'
-    ) from None
-  except Exception as error:  # A version or a config that TFDS does not have.
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}: {config_lib.first_line(error)}'
-    ) from None
-  if not prepared:
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}, which is not prepared at '
-      f'{builder.data_path}; set config.data.data_dir or TFDS_DATA_DIR to the '
-      'folder that holds it, or prepare it with tfds.builder('
-      f'{name!r}, file_format="array_record").download_and_prepare()'
-    )
-  return builder
 
 
 def _layout(name: str, features) -> tuple[str, tuple[str, ...] | None]:
