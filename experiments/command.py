@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from experiments import overrides as overrides_lib
+from train import check
 from train import config as config_lib
 from train import signals
 
@@ -208,4 +209,4 @@ def load_config(
       f'{type(config).__name__} and not train.config.Config'
     )
   config, notes = overrides_lib.override(config, overrides)
-  return config_lib.check(config), file.stem, notes
+  return check.check(config), file.stem, notes

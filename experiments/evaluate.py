@@ -26,6 +26,14 @@ flags.DEFINE_string(
 flags.DEFINE_string(
   'split', 'test', 'train, validation or test', flag_values=FLAGS
 )
+flags.DEFINE_enum(
+  'params',
+  'ema',
+  ['ema', 'raw'],
+  'ema: what the run was evaluated with, the running mean where ema_decay is '
+  'set; raw: the parameters as trained',
+  flag_values=FLAGS,
+)
 
 
 def main(argv: Sequence[str]):
@@ -63,39 +71,23 @@ def main(argv: Sequence[str]):
   with checkpoint.Checkpoints(
     workdir, program.config, scores, say=say, read_only=True
   ) as checkpoints:
-    step = _step(FLAGS.step, checkpoints)
+    try:
+      step = checkpoints.find(FLAGS.step)
+    except config_lib.UserError as error:
+      raise config_lib.UserError(f'--step is {FLAGS.step}: {error}') from None
     stop_if_asked()
     state = checkpoints.restore(program, step)
   results = evaluate.evaluate(
-    program, state, FLAGS.split, between=stop_if_asked
+    program, state, FLAGS.split, params=FLAGS.params, between=stop_if_asked
   )
   text = evaluate.to_json(FLAGS.split, step, results)
   print(text, end='')
   try:
-    evaluate.write(workdir, FLAGS.split, step, results)
+    evaluate.write(workdir, FLAGS.split, step, results, params=FLAGS.params)
   except OSError as error:
     raise config_lib.UserError(
       f'the result could not be kept in {workdir}: {error}'
     ) from None
-
-
-def _step(word: str, checkpoints) -> int:
-  steps = checkpoints.steps()
-  if not steps:
-    raise config_lib.UserError('--workdir has no checkpoint yet')
-  if word == 'latest':
-    return steps[-1]
-  if word == 'best':
-    best = checkpoints.best_step()
-    if best is None:
-      raise config_lib.UserError('--step is best, but no step was evaluated')
-    return best
-  by_word = {str(step): step for step in steps}
-  if word not in by_word:
-    raise config_lib.UserError(
-      f'--step is {word}; saved are {", ".join(by_word)}'
-    )
-  return by_word[word]
 
 
 if __name__ == '__main__':

@@ -29,7 +29,8 @@ def show(workdir: pathlib.Path, split: str, final: dict[str, float]):
     final: the metrics of that test.
   """
   pictures = [curves(workdir)]
-  step = workdir_lib.read_config(workdir).total_steps
+  lines = writer.read(workdir / workdir_lib.METRICS)
+  step = next(line['step'] for line in lines if 'test/loss' in line)
   tested = workdir / 'evaluations' / f'{split}-{step}.json'
   if picture := confusion(workdir, json.loads(tested.read_text())):
     pictures.append(picture)

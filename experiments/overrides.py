@@ -25,6 +25,8 @@ def literal(text: str) -> Any:
     value = config_lib.tuples(ast.literal_eval(text))
     json.dumps(value)  # A set or bytes could not be kept in config.json.
   except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    if re.fullmatch(r'[a-z]\w*(,[a-z]\w*)+,?|[a-z]\w*,', text):
+      return tuple(word for word in text.split(',') if word)  # flip,pad_crop
     return text
   return value
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import dataclasses
 import pathlib
 import shutil
+from typing import Any
 
 import orbax.checkpoint as ocp
 
@@ -78,8 +79,31 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def best_step(self) -> int | None:
-    """The saved step with the best score, the later of equals."""
+    """The saved step with the best score, the earlier of equals."""
     return next(iter(self._best_first(self.steps())), None)
+
+  def find(self, word: str) -> int:
+    """The saved step that 'latest', 'best' or a number names.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = self.steps()
+    if not steps:
+      raise config_lib.UserError('there is no checkpoint yet')
+    if word == 'latest':
+      return steps[-1]
+    if word == 'best':
+      best = self.best_step()
+      if best is None:
+        raise config_lib.UserError('no saved step was evaluated yet')
+      return best
+    by_word = {str(step): step for step in steps}
+    if word not in by_word:
+      raise config_lib.UserError(
+        f'step {word} is not saved; there are {", ".join(by_word)}'
+      )
+    return by_word[word]
 
   def is_best(self, step: int) -> bool:
     """Whether `step` is scored and would stay for its score."""
@@ -96,11 +120,9 @@ class Checkpoints:
     return [step == max(steps) or step in best for step in steps]
 
   def _best_first(self, steps: Iterable[int]) -> list[int]:
-    sign = 1 if metrics.higher_is_better(self._config.best_metric) else -1
+    sign = -1 if metrics.higher_is_better(self._config.best_metric) else 1
     scored = [step for step in steps if step in self._scores]
-    return sorted(
-      scored, key=lambda s: (sign * self._scores[s], s), reverse=True
-    )
+    return sorted(scored, key=lambda s: (sign * self._scores[s], s))
 
   # ------------------------------------------------------- save and restore
 
@@ -142,6 +164,16 @@ class Checkpoints:
         f'a checkpoint could not be saved: {config_lib.first_line(error)}'
       )
 
+  def restore_final(
+    self, program: program_lib.Program, state: state_lib.TrainState, step: int
+  ) -> tuple[state_lib.TrainState, int]:
+    """What a run returns: `state`, or the best where it may stop early."""
+    if program.config.early_stopping.patience is None:
+      return state, step
+    best = self.best_step()
+    self._say(f'the best of {program.config.best_metric} is step {best}')
+    return self.restore(program, best), best
+
   def restore_newest(
     self, program: program_lib.Program
   ) -> tuple[state_lib.TrainState, int] | None:
@@ -160,13 +192,28 @@ class Checkpoints:
     Raises:
       UserError: it cannot be read.
     """
+    return self._restore(step, ocp.args.StandardRestore(program.state_shape))
+
+  def restore_part(self, step: int, shapes: dict[str, Any]) -> dict[str, Any]:
+    """Some arrays of that step's state, by the names of TrainState.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    return self._restore(
+      step,
+      ocp.args.PyTreeRestore(
+        item=shapes,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(shapes),
+        partial_restore=True,
+      ),
+    )
+
+  def _restore(self, step: int, args) -> Any:
     try:
-      return self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(program.state_shape)
-        ),
-      )['state']
+      return self._manager.restore(step, args=ocp.args.Composite(state=args))[
+        'state'
+      ]
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise config_lib.UserError(
         f'checkpoint {self._manager.directory / str(step)} cannot be restored: '

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
-import math
 import re
-import types
 import typing
 from typing import Any
 
@@ -42,6 +40,21 @@ class Data:
   # 'mean_std' of the training split, 'unit' for [0, 1], 'symmetric' for
   # [-1, 1], None, or {'mean': (...), 'std': (...)}: (x - mean) / std.
   normalize: str | Block | None = 'mean_std'
+  # In training only, in this order: names, or blocks as
+  # {'name': 'pad_crop', 'padding': 4}.
+  augment: tuple = ()
+  classes: tuple = ()  # Only these, numbered anew, as (0, 1); () for all.
+  max_examples: int | None = None  # Only so many of the training examples.
+  image_size: int | None = None  # Height and width, where images vary.
+  num_workers: int = 0  # Processes that decode a set larger than memory.
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class EarlyStopping:
+  """Ends a run that no longer improves, and returns its best parameters."""
+
+  patience: int | None = None  # Evaluations after the best; None: never.
+  metric: str | None = None  # None: best_metric, which it otherwise sets.
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -70,15 +83,35 @@ class Config:
       'init_value': 1e-3,
     }
   )
+  early_stopping: EarlyStopping = dataclasses.field(
+    default_factory=EarlyStopping
+  )
+  label_smoothing: float = 0.0  # In training only.
+  l1: float = 0.0  # l1 * sum |w|: true zeros, by soft thresholding.
+  l2: float = 0.0  # l2 / 2 * sum w^2. Both spare biases and norms.
+  weight_decay_mask: bool = False  # True spares biases and norms.
+  grad_clip_value: float | None = None  # Of each number, before the norm's.
+  grad_clip_norm: float | None = None  # Of all gradients together.
+  # Pattern -> factor on the learning rate of the parameters whose path starts
+  # so, as {'blocks/0': 0.1}; the first that matches counts, and 0.0 freezes.
+  rate_multipliers: Block = dataclasses.field(default_factory=dict)
+  ema_decay: float | None = None  # Evaluates a running mean of the parameters.
+  accumulate: int = 1  # Parts of a batch that are computed one by one.
+  dtype: str = 'float32'  # Of computing; parameters are float32.
+  init_from: str | None = None  # Another workdir, as DIR, DIR:latest, DIR:300.
+  init_new: tuple = ()  # Patterns of what is not taken from there.
+  tensorboard: bool = False  # Writes events for TensorBoard too.
 
 
+PARTS = {'data': Data, 'early_stopping': EarlyStopping}
 BLOCKS = ('model', 'optimizer', 'schedule')
 CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
 NORMALIZE = ('mean_std', 'unit', 'symmetric')
+DTYPES = ('float32', 'bfloat16')
 
 
 def fields(cls=Config, prefix: str = '') -> dict[str, Any]:
-  """Dotted path -> annotation of every field, Data's included."""
+  """Dotted path -> annotation of every field, those within fields included."""
   found = {}
   for name, annotation in typing.get_type_hints(cls).items():
     if dataclasses.is_dataclass(annotation):
@@ -104,135 +137,11 @@ def replace(config: Config, path: str, value: Any) -> Config:
   return dataclasses.replace(config, **{name: value})
 
 
-# ------------------------------------------------------------------- checks
+# ---------------------------------------------------------------- cadences
 
 
-def _expected(annotation) -> str:
-  words = {
-    int: 'a whole number',
-    float: 'a number',
-    str: 'a word',
-    bool: 'true or false',
-    type(None): 'none',
-  }
-  args = typing.get_args(annotation)
-  if isinstance(annotation, types.UnionType):
-    return ' or '.join(_expected(a) for a in args)
-  return words.get(annotation, 'a block with a name')
-
-
-def _convert(value: Any, annotation) -> Any:
-  """`value` as the annotation has it; raises TypeError where it cannot be."""
-  if isinstance(annotation, types.UnionType):
-    for choice in typing.get_args(annotation):
-      try:
-        return _convert(value, choice)
-      except TypeError:
-        continue
-    raise TypeError
-  if typing.get_origin(annotation) is dict:
-    annotation = dict
-  if annotation is float and type(value) is int and abs(value) < 2**63:
-    return float(value)
-  if type(value) is not annotation:
-    raise TypeError
-  return value
-
-
-def check(config: Config) -> Config:
-  """Types and ranges that need no library; returns the config, ints as floats.
-
-  Raises:
-    UserError: the first field that is wrong, what it is, and what it takes.
-  """
-  if not isinstance(config.data, Data):
-    raise UserError(
-      f'config.data is {config.data!r}; it takes a train.config.Data'
-    )
-  for path, annotation in fields().items():
-    value = get(config, path)
-    try:
-      config = replace(config, path, _convert(value, annotation))
-    except TypeError:
-      raise UserError(
-        f'config.{path} is {value!r}; it takes {_expected(annotation)}'
-      ) from None
-    _check_data(f'config.{path}', value)
-    if path in BLOCKS and not all(isinstance(key, str) for key in value):
-      raise UserError(f'config.{path} is {value!r}; its keys must be words')
-
-  def require(holds: bool, path: str, allowed: str):
-    if not holds:
-      raise UserError(f'config.{path} is {get(config, path)!r}; {allowed}')
-
-  require(0 <= config.seed < 2**32, 'seed', 'it must be from 0 to 2**32 - 1')
-  if (config.total_steps is None) == (config.total_epochs is None):
-    raise UserError(
-      f'config.total_steps is {config.total_steps} and config.total_epochs is '
-      f'{config.total_epochs}; give one of the two and set the other to none'
-    )
-  steps, epochs = config.total_steps, config.total_epochs
-  require(steps is None or 0 < steps < 2**31, 'total_steps', 'at least 1')
-  require(epochs is None or epochs > 0, 'total_epochs', 'it must be above 0')
-  for path in CADENCES:
-    require(
-      0 < _cadence(get(config, path)) < math.inf,
-      path,
-      "it takes steps (100) or epochs ('2e'), above 0",
-    )
-  require(config.keep_best >= 0, 'keep_best', 'it must be at least 0')
-  data = config.data
-  require(data.batch_size >= 1, 'data.batch_size', 'it must be at least 1')
-  require(
-    0 <= data.validation_fraction < 1,
-    'data.validation_fraction',
-    'it must be at least 0 and below 1',
-  )
-  require(
-    not isinstance(data.normalize, str) or data.normalize in NORMALIZE,
-    'data.normalize',
-    f'it takes {", ".join(NORMALIZE)}, none, or a mean and a std',
-  )
-  if isinstance(data.normalize, dict):
-    require(
-      set(data.normalize) == {'mean', 'std'}, 'data.normalize',
-      "it takes {'mean': (...), 'std': (...)}",
-    )  # fmt: skip
-  for path in BLOCKS:
-    require(
-      isinstance(get(config, path).get('name'), str),
-      path,
-      'it must have a name',
-    )
-  if 'learning_rate' in config.optimizer:
-    raise UserError(
-      'config.optimizer.learning_rate: the rate has one home, '
-      'config.schedule; say --config.schedule.name=constant_schedule '
-      f'--config.schedule.value={config.optimizer["learning_rate"]}'
-    )
-  return config
-
-
-def _check_data(name: str, value: Any):
-  """However deep it lies: what JSON can hold, and no nan or infinity."""
-  if isinstance(value, Mapping):
-    for key, item in value.items():
-      if not isinstance(key, str | int):
-        raise UserError(f'{name} has the key {key!r}; it takes words')
-      _check_data(f'{name}.{key}', item)
-  elif isinstance(value, tuple | list):
-    for item in value:
-      _check_data(name, item)
-  elif isinstance(value, float) and not math.isfinite(value):
-    raise UserError(f'{name} is {value}; it must be finite')
-  elif not isinstance(value, str | int | float | None):
-    raise UserError(
-      f'{name} is {value!r}; it takes numbers, words, tuples and none'
-    )
-
-
-def _cadence(value: int | str) -> float:
-  """A cadence's number, or -1 where it is none."""
+def cadence(value: int | str) -> float:
+  """The number in a cadence, or -1 where it is none."""
   if isinstance(value, int):
     return value
   found = re.fullmatch(r'(\d+(\.\d+)?)e', value)
@@ -243,7 +152,7 @@ def in_steps(value: int | str, steps_per_epoch: float) -> int:
   """A cadence in steps: 100 is 100, '2e' is two epochs, at least one step."""
   if isinstance(value, int):
     return value
-  return max(1, round(_cadence(value) * steps_per_epoch))
+  return max(1, round(cadence(value) * steps_per_epoch))
 
 
 # --------------------------------------------------------------------- JSON
@@ -277,8 +186,8 @@ def from_json(text: str) -> Config:
   """
   try:
     values = tuples(json.loads(text))
-    data = Data(**values.pop('data', {}))
-    return Config(data=data, **values)
+    parts = {n: cls(**values.pop(n, {})) for n, cls in PARTS.items()}
+    return Config(**parts, **values)
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f'config.json cannot be read: {error}') from None
 
@@ -297,6 +206,6 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
       for key in dict.fromkeys((*a, *b)):
         if a.get(key) != b.get(key):
           found[f'{path}.{key}'] = (a.get(key), b.get(key))
-    elif a != b:
+    elif a != b or (isinstance(a, dict) and list(a) != list(b)):
       found[path] = (a, b)
   return found

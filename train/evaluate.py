@@ -1,6 +1,7 @@
 """Evaluation: the same function for the loop and for the evaluation job."""
 
 from collections.abc import Callable
+import contextlib
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ def evaluate(
   state: state_lib.TrainState,
   split: str,
   *,
+  params: str = 'ema',
   between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
   """Every metric over every example of `split`, each counted once.
@@ -28,6 +30,8 @@ def evaluate(
     program: the experiment.
     state: at the step to evaluate; left as it is.
     split: 'train', 'validation' or 'test'.
+    params: 'raw' for those that are trained, in place of their running mean
+      where the config has one.
     between: called after each batch; may raise to stop.
 
   Returns:
@@ -35,14 +39,19 @@ def evaluate(
     `per_class` and `confusion`.
   """
   totals = program.zero_totals()
+  params = state.params if params == 'raw' else program.eval_params(state)
   batches = pipeline.eval_batches(
-    program.dataset.splits[split], program.config.data.batch_size, program.mesh
+    program.dataset.splits[split],
+    program.config.data.batch_size,
+    program.mesh,
+    num_workers=program.config.data.num_workers,
   )
-  for i, batch in enumerate(batches, start=1):
-    totals = program.eval_step(state.params, state.batch_stats, totals, batch)
-    if i % partition.steps_in_flight(program.mesh) == 0:
-      jax.block_until_ready(totals)
-    between()
+  with contextlib.closing(batches):  # Worker processes end with it.
+    for i, batch in enumerate(batches, start=1):
+      totals = program.eval_step(params, state.batch_stats, totals, batch)
+      if i % partition.steps_in_flight(program.mesh) == 0:
+        jax.block_until_ready(totals)
+      between()
   return metrics.summarize(jax.device_get(totals), program.dataset.classes)
 
 
@@ -61,10 +70,19 @@ def to_json(split: str, step: int, results: dict[str, Any]) -> str:
 
 
 def write(
-  workdir: pathlib.Path, split: str, step: int, results: dict[str, Any]
+  workdir: pathlib.Path,
+  split: str,
+  step: int,
+  results: dict[str, Any],
+  *,
+  params: str = 'ema',
 ) -> pathlib.Path:
-  """Keeps a result as evaluations/SPLIT-STEP.json, whole or not at all."""
-  path = workdir / 'evaluations' / f'{split}-{step}.json'
+  """Keeps a result as evaluations/SPLIT-STEP.json, whole or not at all.
+
+  That of raw parameters is SPLIT-STEP-raw.json.
+  """
+  raw = '-raw' if params == 'raw' else ''
+  path = workdir / 'evaluations' / f'{split}-{step}{raw}.json'
   path.parent.mkdir(exist_ok=True)
   partial = path.with_suffix('.partial')
   partial.write_text(to_json(split, step, results))

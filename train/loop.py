@@ -7,12 +7,13 @@ import jax
 
 from train import checkpoint
 from train import config as config_lib
+from train import control
 from train import evaluate
-from train import partition
 from train import program as program_lib
 from train import progress as progress_lib
 from train import signals
 from train import state as state_lib
+from train import transfer
 from train import workdir as workdir_lib
 from train import writer as writer_lib
 from train.data import pipeline
@@ -49,44 +50,39 @@ def run(
   program: program_lib.Program, workdir: str | os.PathLike
 ) -> dict[str, float]:
   """As train_and_evaluate, for a program whose config has been checked."""
-  total_steps = program.config.total_steps
+  if not workdir_lib.is_begun(workdir):
+    transfer.check(program)  # Before anything is written.
+  config, say = program.config, progress_lib.say
   with contextlib.ExitStack() as stack:
     stack.enter_context(signals.listen())  # From here Ctrl-C ends cleanly.
-    workdir = stack.enter_context(
-      workdir_lib.claimed(workdir, program.config, progress_lib.say)
-    )
-    progress = stack.enter_context(progress_lib.Progress(total_steps))
-    writer = writer_lib.Writer(
-      workdir,
-      program.config,
-      progress,
-      partition.steps_in_flight(program.mesh),
-    )
-    if finished := writer.find('test', total_steps):
-      progress.say(f'{workdir} had finished its {total_steps} steps before')
+    workdir = stack.enter_context(workdir_lib.claimed(workdir, config, say))
+    progress = stack.enter_context(progress_lib.Progress(config.total_steps))
+    writer = stack.enter_context(writer_lib.Writer(workdir, program, progress))
+    if finished := writer.finished():
+      progress.say(f'{workdir} had finished before')
       return finished
     signals.check('stopped before training began; nothing to save')
     checkpoints = stack.enter_context(
-      checkpoint.Checkpoints(
-        workdir, program.config, writer.scores, say=progress.say
-      )
+      checkpoint.Checkpoints(workdir, config, writer.scores, say=progress.say)
     )
-    state, step = checkpoints.restore_newest(program) or (program.init(), 0)
+    state, step = checkpoints.restore_newest(program) or (
+      transfer.initial_state(program, progress.say), 0
+    )  # fmt: skip
     writer.resume(step)  # Lines may be ahead of the newest checkpoint.
     progress.start(step)
-    state = fit(program, state, step, writer, checkpoints)
+    state, step = fit(program, state, step, writer, checkpoints)
+    checkpoints.require(step)
+    state, step = checkpoints.restore_final(program, state, step)
     # Where there is a validation part, test was never looked at until here.
     results = evaluate.evaluate(
       program,
       state,
       program.test_split,
-      between=lambda: signals.check(
-        'stopped before the test, trained and saved'
-      ),
+      between=lambda: signals.check('stopped before the test, trained, saved'),
     )
-    evaluate.write(workdir, program.test_split, total_steps, results)
-    checkpoints.require(total_steps)  # The test line says: finished and saved.
-    writer.evaluated(total_steps, evaluate.scalars(results, 'test'))
+    evaluate.write(workdir, program.test_split, step, results)
+    # This line says: finished and saved.
+    writer.evaluated(step, evaluate.scalars(results, 'test'))
     if checkpoints.failed:
       raise checkpoint.SaveError('finished, but a checkpoint was not saved')
     return evaluate.scalars(results, 'test')
@@ -98,8 +94,8 @@ def fit(
   step: int,
   writer: writer_lib.Writer,
   checkpoints: checkpoint.Checkpoints,
-) -> state_lib.TrainState:
-  """The state after the last step; `state` has done `step` updates."""
+) -> tuple[state_lib.TrainState, int]:
+  """The state after the last step, and that step; `state` has done `step`."""
   config = program.config
   batches = writer.watch(
     pipeline.train_batches(
@@ -108,6 +104,7 @@ def fit(
       batch_size=config.data.batch_size,
       first_step=step,
       mesh=program.mesh,
+      num_workers=config.data.num_workers,
     )
   )
 
@@ -127,12 +124,15 @@ def fit(
           program, state, program.eval_split, between=stop_if_asked
         )
         writer.evaluated(step, evaluate.scalars(results, 'eval'))
-      if is_due(config.checkpoint_every) or checkpoints.is_best(step):
+      over = control.is_over(config, step, writer.scores)
+      if is_due(config.checkpoint_every) or checkpoints.is_best(step) or over:
         state_lib.check_finite(state, config)
         checkpoints.save(state, step)
       stop_if_asked()
-      if step == config.total_steps:
-        return state
+      if over:
+        return state, step
+      if is_due(config.eval_every):
+        state = control.judged(state, config, writer.scores)
       with jax.transfer_guard('disallow'):  # A hidden wait is an error.
         state, metrics = program.train_step(state, next(batches))
       step += 1
@@ -145,3 +145,5 @@ def fit(
     checkpoints.save(state, step)
     checkpoints.require(step)
     raise
+  finally:
+    batches.close()  # Worker processes end with it.

@@ -8,6 +8,7 @@ Shapes: B batch, K classes, D numbers an example.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from train import blocks
+from train import config as config_lib
 from train.data import sources
 
 PerExample = Callable[[jax.Array, jax.Array], jax.Array]
@@ -23,6 +25,16 @@ PerExample = Callable[[jax.Array, jax.Array], jax.Array]
 def absolute_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
   """|predictions - targets|, the one loss of the course that Optax lacks."""
   return jnp.abs(predictions - targets)
+
+
+_SMOOTHED = 'softmax_cross_entropy_with_integer_labels'
+
+
+def _smoothed(share: float, logits: jax.Array, labels: jax.Array) -> jax.Array:
+  targets = jax.nn.one_hot(labels, logits.shape[-1])
+  return optax.losses.softmax_cross_entropy(
+    logits, optax.losses.smooth_labels(targets, share)
+  )
 
 
 def _signed(loss: PerExample) -> PerExample:
@@ -114,14 +126,28 @@ TASKS = {
 }
 
 
-def create(task: str, loss: str) -> Callable:
+def create(task: str, loss: str, label_smoothing: float = 0.0) -> Callable:
   """loss_fn(outputs [B, ...], batch) -> float32 [B], the loss of each example.
 
+  Args:
+    task: a name in TASKS.
+    loss: one of its losses.
+    label_smoothing: a in the target (1 - a) onehot + a / K of Szegedy et al.
+      (2016, section 7).
+
   Raises:
-    UserError: no such task, or the task has no such loss.
+    UserError: no such task, the task has no such loss, or the loss has no
+      labels to smooth.
   """
   task = blocks.lookup('task', task, TASKS)
   function = blocks.lookup('loss', loss, task.losses)
+  if label_smoothing:
+    if loss != _SMOOTHED:
+      raise config_lib.UserError(
+        f'config.label_smoothing is {label_smoothing}, which needs the loss '
+        f'{_SMOOTHED}; config.loss is {loss}'
+      )
+    function = functools.partial(_smoothed, label_smoothing)
 
   def loss_fn(outputs, batch):
     predictions, targets = task.pair(outputs, batch)

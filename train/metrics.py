@@ -99,17 +99,22 @@ def names(task: str, num_outputs: int) -> tuple[str, ...]:
   return ('loss', *found)
 
 
-def best(task: str, num_outputs: int, best_metric: str | None) -> str:
+def best(
+  task: str,
+  num_outputs: int,
+  best_metric: str | None,
+  field: str = 'best_metric',
+) -> str:
   """The metric that judges, as 'eval/accuracy'.
 
   Raises:
-    UserError: the task has no such metric.
+    UserError: the task has no such metric; it names config.FIELD.
   """
   allowed = [f'eval/{name}' for name in names(task, num_outputs)]
   metric = f'eval/{_JUDGE[task]}' if best_metric is None else best_metric
   if metric not in allowed:
     raise config_lib.UserError(
-      f'config.best_metric is {metric!r}; task {task} has {", ".join(allowed)}'
+      f'config.{field} is {metric!r}; task {task} has {", ".join(allowed)}'
     )
   return metric
 

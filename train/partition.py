@@ -56,12 +56,19 @@ def steps_in_flight(mesh: jax.sharding.Mesh) -> int:
   several_cpus = mesh.devices.size > 1 and (
     mesh.devices.flat[0].platform == 'cpu'
   )
-  return 1 if several_cpus else 8
+  return 1 if several_cpus else 16
 
 
-def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh):
-  """Raises UserError unless the devices can share a batch evenly."""
+def check_batch_size(
+  batch_size: int, mesh: jax.sharding.Mesh, accumulate: int = 1
+):
+  """Raises UserError unless the devices can share a batch's parts evenly."""
   devices = mesh.shape['data'] * mesh.shape['fsdp']
+  if accumulate > 1 and batch_size % (devices * accumulate):
+    raise config_lib.UserError(
+      f'config.accumulate is {accumulate}, into which config.data.batch_size '
+      f'{batch_size} on {devices} device{"s" * (devices > 1)} cannot be divided'
+    )
   if batch_size % devices:
     below = batch_size // devices * devices
     near = f'{below} or {below + devices}' if below else f'{devices}'

@@ -13,16 +13,20 @@ import jax
 import jax.numpy as jnp
 
 import models
+from train import check
 from train import config as config_lib
 from train import losses
 from train import metrics
 from train import optim
 from train import partition
+from train import paths
 from train import progress
 from train import resolve
 from train import state as state_lib
 from train import step as step_lib
+from train.data import augment
 from train.data import sources
+from train.data import subset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +39,14 @@ class Program:
     mesh: all local devices.
     schedule: step -> learning rate.
     model: the model's shapes and structure, without arrays.
-    init: () -> TrainState before the first step, on the mesh.
+    init: (params={}, batch_stats={}) -> TrainState before the first step, on
+      the mesh; what is given takes the place of new values.
     state_shape: the TrainState's shapes, dtypes and shardings.
     train_step: (state, batch) -> (state, metrics); takes over the state.
     eval_step: (params, batch_stats, totals, batch) -> totals.
     zero_totals: () -> totals before the first batch.
+    eval_params: state -> the parameters to evaluate: their running mean, or
+      schedule_free's own, where there is one.
   """
 
   config: config_lib.Config
@@ -47,11 +54,12 @@ class Program:
   mesh: jax.sharding.Mesh
   schedule: Callable
   model: nnx.Module
-  init: Callable[[], state_lib.TrainState]
+  init: Callable[..., state_lib.TrainState]
   state_shape: state_lib.TrainState
   train_step: Callable
   eval_step: Callable
   zero_totals: Callable[[], Any]
+  eval_params: Callable[[state_lib.TrainState], Any]
 
   @property
   def eval_split(self) -> str:
@@ -80,41 +88,70 @@ def create(
   Raises:
     UserError: anything in the config that cannot be.
   """
-  config = config_lib.check(config)
+  config = check.check(config)
   mesh = partition.make_mesh()
-  partition.check_batch_size(config.data.batch_size, mesh)
+  partition.check_batch_size(config.data.batch_size, mesh, config.accumulate)
   resolve.check_names(config)  # Before data that may take long to prepare.
   if dataset is None:
-    dataset = sources.load(config.data.name, config.data.data_dir, say=say)
+    dataset = sources.load(
+      config.data.name,
+      config.data.data_dir,
+      image_size=config.data.image_size,
+      say=say,
+    )
+  dataset = subset.pick_classes(dataset, config.data.classes)
   dataset = sources.hold_out(dataset, config.data.validation_fraction)
+  dataset = subset.limit(dataset, config.data.max_examples)
   config = resolve.resolve(config, dataset)
   schedule = optim.create_schedule(config.schedule, config.total_steps)
-  tx = optim.create(config.optimizer, schedule)
+  tx = optim.create(config, schedule)
   model = _create_model(config, dataset)
   graphdef = nnx.split(model)[0]
+  rates = _rates(config, _arrays(model)[0])
 
-  def init() -> state_lib.TrainState:
-    params, batch_stats = _arrays(_model(config, nnx.Rngs(config.seed)))
-    return state_lib.create(params, batch_stats, tx)
+  def init(params, batch_stats) -> state_lib.TrainState:
+    new_params, new_stats = _arrays(_model(config, nnx.Rngs(config.seed)))
+    params = paths.join(new_params, params)
+    return state_lib.create(
+      params,
+      paths.join(new_stats, batch_stats),
+      tx.init(paths.split(params, rates)[0]),
+      ema=config.ema_decay is not None,
+    )
+
+  def eval_params(state: state_lib.TrainState):
+    if config.ema_decay is not None:
+      return state.ema_params
+    trained, frozen = paths.split(state.params, rates)
+    return paths.join(optim.eval_params(state.opt_state, trained), frozen)
 
   everywhere = partition.replicated(mesh)
   state_shape = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=everywhere
     ),
-    jax.eval_shape(init),
+    jax.eval_shape(init, {}, {}),
   )
+  jitted_init = jax.jit(init, out_shardings=everywhere)
   parts = {
     'prepare': step_lib.make_prepare(dataset.input_key, config.data.normalize),
-    'loss_fn': losses.create(config.task, config.loss),
     'measure': metrics.create(config.task),
   }
   train_step = step_lib.make_train_step(
-    graphdef, tx, **parts, schedule=schedule, seed=config.seed
+    graphdef,
+    tx,
+    **parts,
+    augment=augment.create(config.data.augment, dataset.input_key),
+    loss_fn=losses.create(config.task, config.loss, config.label_smoothing),
+    schedule=schedule,
+    config=config,
+    rates=rates,
+    unroll=mesh.devices.flat[0].platform == 'cpu',
   )
   eval_step = step_lib.make_eval_step(
     graphdef,
     **parts,
+    loss_fn=losses.create(config.task, config.loss),
     count=metrics.create_confusion(config.task, len(dataset.classes or ())),
   )
   totals_shape = jax.eval_shape(
@@ -136,7 +173,9 @@ def create(
     schedule=schedule,
     model=model,
     # Created under its final sharding: else the second step compiles again.
-    init=jax.jit(init, out_shardings=everywhere),
+    init=lambda params={}, batch_stats={}: jitted_init(  # noqa: B006
+      params, batch_stats
+    ),
     state_shape=state_shape,
     train_step=jax.jit(
       train_step, donate_argnums=0, out_shardings=(everywhere, everywhere)
@@ -148,12 +187,40 @@ def create(
       jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), totals_shape),
       totals_sharding,
     ),
+    eval_params=eval_params,
   )
+
+
+def shapes(config: config_lib.Config) -> tuple[dict, dict]:
+  """The shapes of a resolved config's parameters and running statistics."""
+  return _arrays(nnx.eval_shape(lambda: _model(config, nnx.Rngs(0))))
+
+
+def _rates(config: config_lib.Config, params: dict) -> dict[paths.Path, float]:
+  """Path -> factor on the learning rate, of each parameter that is trained.
+
+  Raises:
+    UserError: a pattern that matches nothing, or nothing left to train.
+  """
+  patterns = config.rate_multipliers
+  leaves = paths.flatten(params)
+  paths.check_patterns('rate_multipliers', patterns, leaves)
+  rates = {}
+  for path in leaves:
+    matching = (f for p, f in patterns.items() if paths.matches(p, path))
+    if rate := next(matching, 1.0):
+      rates[path] = rate
+  if not rates:
+    raise config_lib.UserError(
+      f'config.rate_multipliers is {patterns}, which freezes every parameter'
+    )
+  return rates
 
 
 def _model(config: config_lib.Config, rngs: nnx.Rngs) -> nnx.Module:
   block = dict(config.model)
-  return models.create(block.pop('name'), **block, rngs=rngs)
+  dtype = jnp.dtype(config.dtype)
+  return models.create(block.pop('name'), **block, dtype=dtype, rngs=rngs)
 
 
 def _arrays(model: nnx.Module) -> tuple[dict, dict]:
@@ -197,7 +264,7 @@ def _create_model(
 def _eval_batch_shape(config, dataset):
   size = config.data.batch_size
   shapes = {
-    key: jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype)
-    for key, array in dataset.splits['train'].arrays.items()
+    key: jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype)
+    for key, spec in dataset.splits['train'].specs.items()
   }
   return shapes | {'mask': jax.ShapeDtypeStruct((size,), bool)}

@@ -5,18 +5,23 @@ compiled: each mistake is one UserError.
 """
 
 import dataclasses
+import importlib.util
+
+import optax
 
 import models
 from train import blocks
+from train import check
 from train import config as config_lib
 from train import losses
 from train import metrics
 from train import optim
+from train.data import augment
 from train.data import normalize
 from train.data import sources
 
 # Arguments of models that are no business of config.model: the program passes
-# rngs, and everything computes in float32.
+# rngs and config.dtype, and parameters are float32.
 _SUPPLIED = ('rngs', 'dtype', 'param_dtype')
 
 
@@ -36,10 +41,23 @@ def check_names(config: config_lib.Config):
     given={'image_shape': (), 'num_classes': 0},
     supplied=_SUPPLIED,
   )
-  optim.create(optim.resolve_optimizer(config.optimizer), lambda step: 0.0)
+  loss = config.loss or next(iter(task.losses))
+  losses.create(config.task, loss, config.label_smoothing)
+  _check_optimizer(config)
+  if config.tensorboard and importlib.util.find_spec('tensorboardX') is None:
+    raise config_lib.UserError(
+      'config.tensorboard is true, which needs tensorboardX; install it with '
+      'python3 -m experiments.install tensorboard'
+    )
+
+
+def _check_optimizer(config: config_lib.Config):
+  block = optim.resolve_optimizer(config.optimizer)
   schedule = optim.resolve_schedule(config.schedule, config.total_steps or 1)
+  rate = optax.constant_schedule(schedule.get('value', 0.0))
   if config.total_steps:  # Else its length is known with the data's.
-    optim.create_schedule(schedule, config.total_steps)
+    rate = optim.create_schedule(schedule, config.total_steps)
+  optim.create(dataclasses.replace(config, optimizer=block), rate)
 
 
 def resolve(
@@ -54,7 +72,7 @@ def resolve(
   Raises:
     UserError: the first field that cannot be.
   """
-  config = config_lib.check(config)
+  config = check.check(config)
   task = blocks.lookup('task', config.task, losses.TASKS)
   loss = config.loss
   if loss is None:
@@ -71,7 +89,7 @@ def resolve(
       f'{total_steps} steps; there can be 2**31 - 1'
     )
   num_outputs = task.num_outputs(dataset)
-  best_metric = metrics.best(config.task, num_outputs, config.best_metric)
+  best_metric = _best_metric(config, num_outputs)
   shape = config.model.get('image_shape', dataset.input_shape)
   if shape != dataset.input_shape:
     raise config_lib.UserError(
@@ -93,10 +111,19 @@ def resolve(
       for name in config_lib.CADENCES
     },
     best_metric=best_metric,
+    early_stopping=dataclasses.replace(
+      config.early_stopping, metric=best_metric
+    ),
     loss=loss,
     data=dataclasses.replace(
       config.data,
       normalize=normalize.resolve(config.data.normalize, dataset),
+      augment=augment.resolve(
+        config.data.augment,
+        dataset.name,
+        dataset.input_key,
+        dataset.input_shape,
+      ),
     ),
     model=blocks.resolve(
       'model',
@@ -111,6 +138,22 @@ def resolve(
     optimizer=optim.resolve_optimizer(config.optimizer),
     schedule=optim.resolve_schedule(config.schedule, total_steps),
   )
+
+
+def _best_metric(config: config_lib.Config, num_outputs: int) -> str:
+  """One metric judges: what is kept, when to stop, when to lower the rate."""
+  given = config.best_metric
+  stopping = config.early_stopping.metric
+  if given is not None and stopping not in (None, given):
+    raise config_lib.UserError(
+      f'config.early_stopping.metric is {stopping!r} and config.best_metric is '
+      f'{given!r}; early stopping returns the best checkpoint, so give one'
+    )
+  if given is None and stopping is not None:
+    return metrics.best(
+      config.task, num_outputs, stopping, 'early_stopping.metric'
+    )
+  return metrics.best(config.task, num_outputs, given)
 
 
 def _check_labels(name: str, task: losses.Task, dataset: sources.Dataset):

@@ -31,26 +31,37 @@ class TrainState:
     step: updates done, int32.
     params: what is trained.
     batch_stats: running statistics of normalisation layers.
-    opt_state: Optax's moments and counters.
-    control: what stopping rules remember. `nonfinite_step` is the first step
-      whose loss or gradient was nan or infinite, -1 while there is none.
+    opt_state: Optax's moments and counters, of what is not frozen.
+    ema_params: the running mean of params, or {} where there is none.
+    control: what the step must know of the run. `nonfinite_step` is the first
+      step whose loss or gradient was nan or infinite, -1 while there is none;
+      `rate_scale` is what evaluations have multiplied the learning rate with.
   """
 
   step: jax.Array
   params: Any
   batch_stats: Any
   opt_state: Any
+  ema_params: Any
   control: dict[str, jax.Array]
 
 
-def create(params, batch_stats, tx) -> TrainState:
+def create(params, batch_stats, opt_state, *, ema: bool) -> TrainState:
   """The state before the first step."""
+  # L-BFGS begins with weakly typed numbers and goes on with others, for which
+  # the second step would compile again.
+  opt_state = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), opt_state)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
-    opt_state=tx.init(params),
-    control={'nonfinite_step': jnp.full((), -1, jnp.int32)},
+    opt_state=opt_state,
+    # A copy: a step that takes over its state takes each buffer once.
+    ema_params=jax.tree.map(jnp.copy, params) if ema else {},
+    control={
+      'nonfinite_step': jnp.full((), -1, jnp.int32),
+      'rate_scale': jnp.ones((), jnp.float32),
+    },
   )
 
 

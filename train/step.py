@@ -5,17 +5,21 @@ Shapes: B batch, K classes.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import optax
 
+from train import optim
+from train import paths
 from train import state as state_lib
 from train.data import pipeline
 
 # Streams of random numbers within a step.
 _DROPOUT = 0
+_AUGMENT = 1  # Then the place in the batch.
 
 
 def make_prepare(input_key: str, normalize: dict | None) -> Callable:
@@ -34,68 +38,180 @@ def make_prepare(input_key: str, normalize: dict | None) -> Callable:
 
 
 def make_train_step(
-  graphdef, tx, *, prepare, loss_fn, measure, schedule, seed: int
+  graphdef,
+  tx,
+  *,
+  prepare,
+  augment,
+  loss_fn,
+  measure,
+  schedule,
+  config,
+  rates,
+  unroll,
 ) -> Callable:
   """Returns train_step(state, batch) -> (state, metrics), ready for jax.jit.
 
   Args:
     graphdef: the model's structure, from nnx.split.
-    tx: an Optax transformation; may ask for value, grad and value_fn.
+    tx: an Optax transformation of the parameters that `rates` names; may ask
+      for value, grad, value_fn and obj_fn.
     prepare: batch -> batch with 'input'.
+    augment: (a key for each example [B], batch) -> batch.
     loss_fn: (outputs, batch) -> loss of each example [B].
     measure: (outputs, batch) -> metric -> [B].
-    schedule: step -> learning rate, for the metrics.
-    seed: of the run.
+    schedule: step -> learning rate, for the metrics and for L1.
+    config: resolved: seed, accumulate, l1, l2, ema_decay.
+    rates: path -> factor on the learning rate, of each trained parameter; what
+      it leaves out is frozen.
+    unroll: whether the parts of a batch are compiled one by one: on a CPU a
+      convolution's gradient inside a loop is tens of times slower.
   """
 
   def train_step(state: state_lib.TrainState, batch):
-    batch = prepare(pipeline.select(batch, state.step))
+    batch = pipeline.select(batch, state.step)
     # A function of (seed, step), so that a resumed run draws the same masks.
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    batch = prepare(augment(_example_keys(key, batch), batch))
+    trained, frozen = paths.split(state.params, rates)
 
-    def compute_loss(params):
-      model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-      rngs = nnx.Rngs(dropout=jax.random.fold_in(key, _DROPOUT))
-      outputs = model(batch['input'], train=True, rngs=rngs)
+    def compute_loss(trained, batch_stats, batch, key):
+      params = paths.join(trained, frozen)
+      model = nnx.merge(graphdef, params, batch_stats, copy=True)
+      outputs = model(batch['input'], train=True, rngs=nnx.Rngs(dropout=key))
+      outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
       batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-      return loss_fn(outputs, batch).mean(), (outputs, batch_stats)
+      loss = _mixed(loss_fn, outputs, batch).mean()
+      measured = {k: v.mean() for k, v in measure(outputs, batch).items()}
+      objective = loss
+      if config.l2:
+        objective += optim.l2_penalty(trained, config.l2)
+      return objective, (batch_stats, {'loss': loss, **measured})
 
-    (loss, (outputs, batch_stats)), grads = jax.value_and_grad(
-      compute_loss, has_aux=True
-    )(state.params)
+    def value_and_grad(batch_stats, batch, key):
+      (objective, (batch_stats, metrics)), grads = jax.value_and_grad(
+        compute_loss, has_aux=True
+      )(trained, batch_stats, batch, key)
+      return batch_stats, (objective, metrics, grads)
+
+    over_parts = functools.partial(
+      _mean_over_parts, config.accumulate, unroll, state.batch_stats, batch,
+      jax.random.fold_in(key, _DROPOUT),
+    )  # fmt: skip
+    batch_stats, (objective, metrics, grads) = over_parts(value_and_grad)
+
+    def value_fn(trained, obj_fn=None):
+      del obj_fn  # L-BFGS hands on whatever it does not know itself.
+
+      def value(batch_stats, batch, key):
+        objective, (batch_stats, _) = compute_loss(
+          trained, batch_stats, batch, key
+        )
+        return batch_stats, objective
+
+      return over_parts(value)[1]
+
     updates, opt_state = tx.update(
       grads,
       state.opt_state,
-      state.params,
-      value=loss,
+      trained,
+      value=objective,
       grad=grads,
-      value_fn=lambda params: compute_loss(params)[0],
+      value_fn=value_fn,
+      obj_fn=value_fn,
     )
+    learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
+    if config.schedule['name'] == optim.PLATEAU:
+      scale = state.control['rate_scale']
+      learning_rate *= scale
+      updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
+    updates = _multiplied(updates, rates)
+    trained = optax.apply_updates(trained, updates)
+    if config.l1:
+      threshold = jax.tree.map(lambda _: learning_rate * config.l1, trained)
+      trained = optim.soft_threshold(trained, _multiplied(threshold, rates))
+    params = paths.join(trained, frozen)
+    ema_params = state.ema_params
+    if config.ema_decay is not None:
+      # So written that a parameter which stays keeps its mean to the last bit.
+      ema_params = jax.tree.map(
+        lambda mean, w: mean + (1 - config.ema_decay) * (w - mean),
+        ema_params,
+        params,
+      )
     grad_norm = optax.tree.norm(grads)
-    measured = {k: v.mean() for k, v in measure(outputs, batch).items()}
-    metrics = {
-      'loss': loss,
-      **measured,
+    metrics |= {
       'grad_norm': grad_norm,
       'param_norm': optax.tree.norm(state.params),
-      'learning_rate': jnp.asarray(schedule(state.step), jnp.float32),
+      'learning_rate': learning_rate,
     }
     step = state.step + 1
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(objective) & jnp.isfinite(grad_norm)
     earlier = state.control['nonfinite_step']
     state = dataclasses.replace(
       state,
       step=step,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
-      control={
-        'nonfinite_step': jnp.where(finite | (earlier >= 0), earlier, step)
-      },
+      ema_params=ema_params,
+      control=state.control
+      | {'nonfinite_step': jnp.where(finite | (earlier >= 0), earlier, step)},
     )
     return state, metrics
 
   return train_step
+
+
+def _example_keys(key, batch):
+  """A key for each place of the batch, [B]."""
+  places = jnp.arange(batch['label'].shape[0])
+  key = jax.random.fold_in(key, _AUGMENT)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+
+
+def _mixed(loss_fn, outputs, batch):
+  """[B]; after mixup and cutmix an example has a share of another's label."""
+  loss = loss_fn(outputs, batch)
+  if 'other_label' not in batch:
+    return loss
+  other = loss_fn(outputs, batch | {'label': batch['other_label']})
+  return loss + batch['other_share'] * (other - loss)
+
+
+def _multiplied(updates, rates):
+  """Each leaf times its factor on the learning rate."""
+  flat = paths.flatten(updates)
+  if all(rate == 1 for rate in rates.values()):
+    return updates
+  return paths.unflatten({path: u * rates[path] for path, u in flat.items()})
+
+
+def _mean_over_parts(parts, unroll, batch_stats, batch, key, function):
+  """function(batch_stats, batch, key) -> (batch_stats, the mean of its tree).
+
+  The parts of the batch are equal and go one after the other, so that only one
+  of them has its activations in memory. Each device splits its own examples.
+  """
+  if parts == 1:
+    return function(batch_stats, batch, key)
+  batches = jax.tree.map(
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+
+  def add(carry, part):
+    batch_stats, total = carry
+    batch_stats, out = function(batch_stats, *part)
+    return (batch_stats, jax.tree.map(jnp.add, total, out)), None
+
+  first = jax.tree.map(lambda x: x[0], (batches, keys))
+  shapes = jax.eval_shape(function, batch_stats, *first)[1]
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  (batch_stats, total), _ = jax.lax.scan(
+    add, (batch_stats, zeros), (batches, keys), unroll=unroll
+  )
+  return batch_stats, jax.tree.map(lambda t: t / parts, total)
 
 
 def make_eval_step(graphdef, *, prepare, loss_fn, measure, count) -> Callable:
@@ -109,7 +225,7 @@ def make_eval_step(graphdef, *, prepare, loss_fn, measure, count) -> Callable:
   def eval_step(params, batch_stats, totals, batch):
     batch = prepare(batch)
     model = nnx.merge(graphdef, params, batch_stats, copy=True)
-    outputs = model(batch['input'], train=False)
+    outputs = model(batch['input'], train=False).astype(jnp.float32)
     mask = batch['mask']
     values = {'loss': loss_fn(outputs, batch), **measure(outputs, batch)}
     # where, not a product: a nan in the padding must not reach the sum.

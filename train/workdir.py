@@ -8,6 +8,7 @@ import pathlib
 
 import filelock
 
+from train import check
 from train import config as config_lib
 
 CONFIG = 'config.json'
@@ -16,7 +17,10 @@ TIMING = 'timing.jsonl'
 CHECKPOINTS = 'checkpoints'
 
 # What resuming may change without becoming another experiment.
-_MAY_DIFFER = ('log_every', 'eval_every', 'checkpoint_every', 'keep_best')
+_MAY_DIFFER = (
+  'log_every', 'eval_every', 'checkpoint_every', 'keep_best', 'tensorboard',
+  'data.num_workers',
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -81,6 +85,11 @@ def _claim(path: pathlib.Path, config: config_lib.Config, say):
   os.replace(partial, file)
 
 
+def is_begun(workdir: str | os.PathLike) -> bool:
+  """Whether there is an experiment in `workdir`."""
+  return os.path.exists(os.path.join(workdir, CONFIG))  # No name is an error.
+
+
 def read_config(workdir: str | os.PathLike) -> config_lib.Config:
   """The resolved config of the experiment in `workdir`.
 
@@ -89,7 +98,7 @@ def read_config(workdir: str | os.PathLike) -> config_lib.Config:
   """
   file = pathlib.Path(workdir) / CONFIG
   try:
-    config = config_lib.check(config_lib.from_json(file.read_text('utf-8')))
+    config = check.check(config_lib.from_json(file.read_text('utf-8')))
   except OSError as error:
     raise config_lib.UserError(
       f'workdir {workdir} holds no experiment: {CONFIG}: {error.strerror}'
@@ -98,11 +107,19 @@ def read_config(workdir: str | os.PathLike) -> config_lib.Config:
     raise config_lib.UserError(
       f'workdir {workdir} has a damaged {CONFIG}: {error}'
     ) from None
-  if config.total_steps is None:
-    raise config_lib.UserError(
-      f'workdir {workdir} has a damaged {CONFIG}: no total_steps'
-    )
+  for field in ('total_steps', 'best_metric'):
+    if getattr(config, field) is None:
+      raise config_lib.UserError(
+        f'workdir {workdir} has a damaged {CONFIG}: no {field}'
+      )
   return config
+
+
+def _is_driven_by_evaluations(config: config_lib.Config) -> bool:
+  return (
+    config.early_stopping.patience is not None
+    or config.schedule['name'] == 'reduce_on_plateau'
+  )
 
 
 def _compare(path, old: config_lib.Config, new: config_lib.Config, say):
@@ -110,6 +127,8 @@ def _compare(path, old: config_lib.Config, new: config_lib.Config, say):
   refused = dict(changed)
   for name in _MAY_DIFFER:
     refused.pop(name, None)
+  if 'eval_every' in changed and _is_driven_by_evaluations(new):
+    refused['eval_every'] = changed['eval_every']
   if new.total_steps > old.total_steps:
     refused.pop('total_steps', None)
   if refused:

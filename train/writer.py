@@ -4,17 +4,22 @@ metrics.jsonl is the truth: nothing in it depends on the clock or on restarts.
 timing.jsonl holds what does.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
+import contextlib
 import json
 import math
 import os
 import pathlib
+import shutil
 import time
 from typing import Any
 
 import jax
 
 from train import config as config_lib
+from train import control
+from train import partition
+from train import program as program_lib
 from train import progress as progress_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
@@ -31,29 +36,35 @@ class Writer:
   def __init__(
     self,
     workdir: pathlib.Path,
-    config: config_lib.Config,
+    program: program_lib.Program,
     progress: progress_lib.Progress,
-    steps_in_flight: int,
   ):
-    """`config` is resolved; `steps_in_flight` is how far devices may lag."""
+    """Reads the lines that are there; `resume` is to be called before more."""
     self._metrics = workdir / workdir_lib.METRICS
     self._timing = workdir / workdir_lib.TIMING
-    self._config = config
+    self._config = program.config
     self._progress = progress
-    self._most_in_flight = steps_in_flight
+    self._most_in_flight = partition.steps_in_flight(program.mesh)
     self._in_flight: list[jax.Array] = []
+    self._events = None
     self.lines = read(self._metrics)
-    self.scores = scores(workdir, config)
+    self.scores = scores(workdir, program.config)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    if self._events is not None:
+      self._events.close()  # What it has been given is written only now.
 
   # ---------------------------------------------------------------- metrics
 
   def resume(self, step: int):
-    """Cuts both files back to `step`; a test before the end is undone too."""
-    done = step == self._config.total_steps
+    """Cuts both files back to `step`; a test of an unfinished run goes too."""
     self.lines = [
       line
       for line in self.lines
-      if line['step'] <= step and (done or not _is(line, 'test'))
+      if line['step'] <= step and not _is(line, 'test')
     ]
     _rewrite(self._metrics, self.lines)
     for beyond in [scored for scored in self.scores if scored > step]:
@@ -61,7 +72,19 @@ class Writer:
     timing = [line for line in read(self._timing) if line['step'] <= step]
     _rewrite(self._timing, timing)
     self._first_step = step
+    if self._config.tensorboard:
+      self._open_events()
     self.start_clock(step)
+
+  def finished(self) -> dict[str, float] | None:
+    """The 'test' values of a run that has ended, or None."""
+    newest = max((line['step'] for line in self.lines), default=0)
+    if newest < self._config.total_steps and not control.should_stop(
+      self._config, self.scores
+    ):
+      return None
+    tests = [line for line in self.lines if _is(line, 'test')]
+    return self.find('test', tests[-1]['step']) if tests else None
 
   def find(self, kind: str, step: int) -> dict[str, float] | None:
     """The 'train', 'eval' or 'test' values of a step, or None."""
@@ -96,28 +119,58 @@ class Writer:
       file.flush()
       os.fsync(file.fileno())  # Before any checkpoint of this step.
     self.lines.append(line)
+    self._add_events(line)
     if self._config.best_metric in values:
       self.scores[step] = values[self._config.best_metric]
 
+  # ------------------------------------------------------------ TensorBoard
+
+  def _open_events(self):
+    """Begins the events anew from the lines that stand."""
+    import tensorboardX  # An extra.
+
+    folder = self._metrics.parent / 'tensorboard'
+    shutil.rmtree(folder, ignore_errors=True)  # Follows no link.
+    self._events = tensorboardX.SummaryWriter(folder)
+    for line in self.lines:
+      self._add_events(line)
+
+  def _add_events(self, line: dict[str, Any]):
+    if self._events is not None:
+      for name, value in line.items():
+        if name != 'step':
+          self._events.add_scalar(name, value, line['step'])
+
   # ----------------------------------------------------------------- timing
 
-  def watch(self, batches: Iterator) -> Iterator:
+  def watch(self, batches: Generator) -> Generator:
     """The same batches; the time spent waiting for them is counted."""
-    while True:
-      start = time.perf_counter()
-      batch = next(batches)
-      self._waited += time.perf_counter() - start
-      yield batch
+    with contextlib.closing(batches):
+      while True:
+        start = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - start
+        yield batch
 
   def stepped(self, step: int, metrics: dict[str, jax.Array]):
     """After each step: paces the devices and moves the bar."""
     if step == self._first_step + 1:  # It compiled, which is no training.
       metrics['loss'].block_until_ready()
       self.start_clock(step)
-    self._in_flight.append(metrics['loss'])
-    if len(self._in_flight) >= self._most_in_flight:
-      self._in_flight.pop(0).block_until_ready()
+    self._pace(metrics['loss'])
     self._progress.stepped(step)
+
+  def _pace(self, loss: jax.Array):
+    """Keeps the devices at most so many steps behind.
+
+    Waits once for half of them and not for each: on a CPU, being woken costs
+    the step that runs meanwhile its core.
+    """
+    self._in_flight.append(loss)
+    if len(self._in_flight) >= self._most_in_flight:
+      half = (len(self._in_flight) + 1) // 2
+      self._in_flight[half - 1].block_until_ready()
+      del self._in_flight[:half]
 
   def start_clock(self, step: int):
     """Rates count from here: after compiling, evaluating, logging."""

@@ -4,6 +4,7 @@ Each row of a table is one mistake: what is typed, and what the line must name.
 """
 
 import ast
+import importlib.util
 import json
 import os
 import pathlib
@@ -304,8 +305,175 @@ FIELDS = [
 ]  # fmt: skip
 
 
+PATIENCE = ('--config.early_stopping.patience=3',)
+PLATEAU = (
+  '--config.schedule.name=reduce_on_plateau', '--config.schedule.value=0.1',
+)  # fmt: skip
+HINGE = ('--config.loss=multiclass_hinge_loss',)
+
+RECIPES = [
+  # Early stopping, and what it returns.
+  *field('early_stopping.patience', '0', '-1', '1.5', 'x', 'true'),
+  *field('early_stopping.metric', 'eval/weird', 'accuracy', '3'),
+  *field('keep_best', '0', with_=PATIENCE),
+  row(
+    'digits_mlp', '--config.best_metric=eval/accuracy',
+    '--config.early_stopping.metric=eval/loss',
+    named=(
+      'config.best_metric', 'config.early_stopping.metric', "'eval/accuracy'",
+      "'eval/loss'",
+    ),
+  ),
+  row(
+    'digits_mlp', '--config.early_stopping=3',
+    named=('config.early_stopping', 'config.early_stopping.metric'),
+  ),
+  row(
+    'digits_mlp', '--config.early_stoping.patience=3',
+    named=('config.early_stoping.patience', 'config.early_stopping.patience'),
+  ),
+  # The objective.
+  *field('label_smoothing', '1.0', '-0.1', 'nan', 'x', 'true', 'none'),
+  *field('label_smoothing', '0.1', with_=HINGE,
+         named=('config.label_smoothing', 'config.loss',
+                'multiclass_hinge_loss')),
+  *field('label_smoothing', '0.1', config=SVM,
+         named=('config.label_smoothing', 'config.loss', 'hinge_loss')),
+  *field('label_smoothing', '0.1', config=LINE,
+         named=('config.label_smoothing', 'config.loss')),
+  *field('l1', '-0.001', 'inf', 'x', 'true', 'none'),
+  *field('l2', '-0.001', 'nan', 'x', 'none'),
+  *field('weight_decay_mask', '1', 'x', 'none'),
+  row(
+    'digits_mlp', *SGD, '--config.weight_decay_mask=true',
+    named=('config.weight_decay_mask', 'true', 'sgd', 'config.l2'),
+  ),
+  *field('grad_clip_value', '0.0', '-1.0', 'nan', 'x', 'true'),
+  *field('grad_clip_norm', '0.0', '-1.0', 'inf', 'x'),
+  # Rates.
+  *field('rate_multipliers', '3', 'blocks', 'none', '()'),
+  *(
+    row(
+      'digits_mlp', f'--config.rate_multipliers={text}',
+      named=('config.rate_multipliers', *named),
+    )
+    for text, named in (
+      ("{'blocks': -1.0}", ("'blocks'", '-1.0', 'at least 0')),
+      ("{'blocks': 'x'}", ("'blocks'", "'x'")),
+      ("{'blocks': True}", ("'blocks'", 'True')),
+      ("{'blocks': (0.0, 1.0)}", ("'blocks'", '(0.0, 1.0)')),
+      ("{3: 0.5}", ('3',)),
+      ("{'block/0': 0.0}", ("'block/0'", 'blocks/0/kernel')),
+      ("{'kernel': 0.0}", ("'kernel'", 'blocks/0/kernel')),
+      ("{'blocks': 0.5, 'heed': 0.0}", ("'heed'", 'head/bias')),
+      ("{'.*': 0.0}", ('freezes', '0.0')),
+      ("{'head': 0.0, 'blocks': 0}", ('freezes',)),
+      ("{'(': 0.0}", ("'('", 'regular expression')),
+    )
+  ),
+  *field('ema_decay', '0.0', '1.0', '-0.5', '1.5', 'nan', 'x', 'true'),
+  *(
+    row(
+      'digits_mlp', '--config.ema_decay=0.9',
+      f'--config.optimizer.name={name}', *CONSTANT,
+      '--config.schedule.value=0.1',
+      named=('config.ema_decay', '0.9', name),
+    )
+    for name in ('schedule_free_sgd', 'schedule_free_adamw')
+  ),
+  # Recipes that exclude each other.
+  row(
+    'digits_mlp', '--config.optimizer.name=prodigy', '--config.l1=0.001',
+    named=('config.l1', '0.001', 'prodigy'),
+  ),
+  row(
+    'digits_mlp', '--config.optimizer.name=schedule_free_sgd', *PLATEAU,
+    named=('config.schedule.name', 'reduce_on_plateau', 'schedule_free_sgd'),
+  ),
+  row(
+    'digits_mlp', '--config.optimizer.name=schedule_free_adamw', *CONSTANT,
+    '--config.schedule.value=0.1', "--config.rate_multipliers={'blocks': 0.5}",
+    named=('config.rate_multipliers', "'blocks'", '0.5', 'schedule_free_adamw'),
+  ),
+  row(
+    'digits_mlp', '--config.optimizer.name=muon',
+    '--config.optimizer.adam_weight_decay=0.1',
+    '--config.weight_decay_mask=true',
+    named=('config.weight_decay_mask', 'config.optimizer.adam_weight_decay'),
+  ),
+  row(
+    'digits_mlp', '--config.optimizer.name=rprop',
+    named=(
+      'config.schedule.name', 'cosine_decay_schedule', 'rprop',
+      'constant_schedule',
+    ),
+  ),
+  *field('schedule.value', '-0.1', 'word', 'none', 'nan', 'inf', '0.0',
+         with_=PLATEAU[:1], named=('config.schedule',)),
+  *field('schedule.factor', '0', '1', '-0.5', '1.5', 'word', 'true',
+         with_=PLATEAU, named=('config.schedule', 'factor')),
+  *field('schedule.patience', '0', '-1', '1.5', 'word', with_=PLATEAU,
+         named=('config.schedule', 'patience')),
+  *field('schedule.cooldown', '-1', '0.5', 'word', with_=PLATEAU,
+         named=('config.schedule', 'cooldown')),
+  *field('schedule.min_value', '-0.1', '0.2', 'word', with_=PLATEAU,
+         named=('config.schedule', 'min_value')),
+  row(
+    'digits_mlp', *PLATEAU[:1],
+    named=('config.schedule.value', 'reduce_on_plateau'),
+  ),
+  # Computing.
+  *field('accumulate', '0', '-2', '1.5', 'x', 'none', 'true'),
+  *field('accumulate', '3', '65', '128',
+         named=('config.accumulate', 'config.data.batch_size', '64')),
+  *field('dtype', 'float16', 'float64', 'bf16', '', *NOT_WORDS),
+  *field('tensorboard', '1', 'x', 'none'),
+  # The data.
+  *field('data.augment', '3', 'none', 'true'),
+  *(
+    row(
+      'digits_cnn', f'--config.data.augment={text}',
+      named=(f'config.data.augment.{place}', *named),
+    )
+    for text, place, named in (
+      ('nosuch', '0', ("'nosuch'", 'flip', 'mixup')),
+      ('flp', '0', ("'flp'", "did you mean 'flip'")),
+      ('flip,nosuch', '1', ("'nosuch'", 'pad_crop')),
+      ('__import__', '0', ("'__import__'", 'flip')),
+      ('flip,flip', '1', ("'flip'", 'once')),
+      ('mixup,cutmix', '1', ("'mixup'", "'cutmix'")),
+      ('(3,)', '0', ('3', 'name')),
+      ("({'padding': 1},)", '0', ("{'padding': 1}", 'name')),
+      ("({'name': 'flip', 'ratio': 1},)", '0.ratio', ('probability',)),
+      ("({'name': 'flip', 'probability': 2},)", '0.probability', ('2', '1')),
+      ("({'name': 'pad_crop', 'padding': 8},)", '0.padding', ('8', '7')),
+      ("({'name': 'mixup', 'alpha': 0},)", '0.alpha', ('0', '0.01')),
+      ("({'name': 'mixup', 'alpha': 'x'},)", '0.alpha', ("'x'", 'a number')),
+    )
+  ),
+  *field('data.augment', 'flip', config=SVM, named=('config.data.augment.0',)),
+  *field('data.max_examples', '0', '-1', '1.5', 'x', '100000', 'true'),
+  *field('data.max_examples', '63',
+         named=('config.data.batch_size', '64')),
+  *field('data.classes', '3', 'x', '(0,)', '(0, 10)', '(0, 0)', '(-1, 0)',
+         '(0, 1.0)', '(True, False)'),
+  *field('data.classes', '(0, 1)', config=LINE),
+  *field('data.image_size', '0', '-8', '8.5', 'x', 'true'),
+  *field('data.image_size', '8', config=SVM),
+  *field('data.num_workers', '-1', '0.5', 'x', 'none'),
+  # Another workdir's parameters: more in the part on workdirs.
+  *field('init_from', '', '3', 'true', '(1, 2)', 'nosuch', '.', '/dev/null',
+         'nosuch:best', 'nosuch:3', '/proc/nowhere'),
+  row(
+    'digits_mlp', f'--config.init_from={"x" * 300}', named=('config.init_from',)
+  ),
+  *field('init_new', 'head', '3', 'none',
+         named=('config.init_new',)),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-  ('config', 'words', 'named'), [*UNKNOWN_FIELDS, *FIELDS]
+  ('config', 'words', 'named'), [*UNKNOWN_FIELDS, *FIELDS, *RECIPES]
 )
 def test_a_field_that_cannot_be_is_named_with_its_value(
   refused, tmp_path, config, words, named
@@ -326,6 +494,26 @@ def test_the_tables_would_notice_a_command_that_starts(
   assert command.run('launch', launch.main, words) == 0
   assert set(compiled) >= STEPS
   assert any(path.startswith('runs/') for path in snapshot(tmp_path))
+
+
+def test_events_for_tensorboard_without_tensorboardx_say_how_to_install_it(
+  refused, tmp_path, monkeypatch
+):
+  real = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda name, *rest: None if name == 'tensorboardX' else real(name, *rest),
+  )
+  line = refused(
+    'launch',
+    [
+      '--config=digits_mlp', '--config.tensorboard=true',
+      f'--workdir={tmp_path / "run"}',
+    ],
+  )  # fmt: skip
+  names(line, ('config.tensorboard', 'tensorboardX'))
+  assert 'python3 -m experiments.install tensorboard' in line
 
 
 def test_a_mistake_is_one_line_in_a_process_of_its_own(run, tmp_path):
@@ -392,6 +580,13 @@ CONFIG_FIELDS = [
   ('model', '{"name": "mlp", "activation": print}', 'activation'),
   ('optimizer', '{"name": "adamw", "mask": lambda p: True}', 'mask'),
   ('optimizer', '{"name": "adamw", 3: 4}', '3'),
+  ('early_stopping', '{"patience": 3}', "'patience'"),
+  ('early_stopping', 'None', 'None'),
+  ('rate_multipliers', '{"blocks": print}', 'print'),
+  ('rate_multipliers', '{("blocks", 0): 0.0}', "('blocks', 0)"),
+  ('init_from', 'b"runs"', "b'runs'"),
+  ('init_from', '"run\\x00"', 'run'),
+  ('init_from', '"no\\nsuch"', "'no\\nsuch'"),
 ]
 
 
@@ -756,13 +951,164 @@ def test_evaluate_of_a_run_without_checkpoints_is_one_line(
   for name in left:
     (workdir / name).mkdir()
   line = refused('evaluate', [f'--workdir={workdir}', f'--step={step}'])
-  names(line, ('workdir', 'checkpoint'))
+  names(line, ('--step', step, 'checkpoint'))
 
 
 def test_best_of_a_run_that_was_never_evaluated_is_one_line(refused, workdir):
   (workdir / 'metrics.jsonl').unlink()
   line = refused('evaluate', [f'--workdir={workdir}', '--step=best'])
   names(line, ('--step', 'best'))
+
+
+# ---------------------------------------------------------------- init_from
+
+
+@pytest.fixture
+def init_from(refused, workdir, tmp_path):
+  """init_from(':best') -> the line that refuses the workdir as a source.
+
+  What is trained is the model that the workdir has.
+  """
+  words = (
+    '--config=diabetes_linear', '--config.data.batch_size=100',
+    f'--workdir={tmp_path / "new"}',
+  )  # fmt: skip
+
+  def init_from(suffix='', *more):
+    source = f'{workdir}{suffix}'
+    line = refused('launch', [*words, f'--config.init_from={source}', *more])
+    names(line, ('config.init_from', source))
+    return line
+
+  return init_from
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'named'),
+  [
+    (':99', ('99', '3')),
+    (':0', ('0', '3')),
+    (':03', ('03', '3')),
+    (':' + '9' * 5000, ('3',)),
+    (':newest', ()),
+    (':', ()),
+    (':-1', ()),
+    ('/checkpoints', ('config.json',)),
+    ('/config.json', ('config.json',)),
+  ],
+  ids=lambda value: value[:20] if isinstance(value, str) else '',
+)
+def test_a_step_or_a_workdir_to_start_from_that_is_not_there_is_named(
+  init_from, suffix, named
+):
+  names(init_from(suffix), named)
+
+
+@pytest.mark.parametrize('left', [(), ('checkpoints',)])
+@pytest.mark.parametrize('suffix', ['', ':latest', ':3'])
+def test_starting_from_a_run_without_checkpoints_is_one_line(
+  init_from, workdir, left, suffix
+):
+  shutil.rmtree(workdir / 'checkpoints')
+  for name in left:
+    (workdir / name).mkdir()
+  assert 'there is no checkpoint yet' in init_from(suffix)
+
+
+def test_starting_from_the_best_of_a_run_never_evaluated_is_one_line(
+  init_from, workdir
+):
+  (workdir / 'metrics.jsonl').unlink()
+  assert 'no saved step was evaluated' in init_from()
+
+
+@pytest.mark.parametrize('kind', DAMAGES)
+def test_a_damaged_config_json_to_start_from_is_one_line(
+  init_from, workdir, kind
+):
+  file = workdir / 'config.json'
+  damaged = DAMAGES[kind](file.read_text())
+  file.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+  assert 'config.json' in init_from()
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'model': {'name': 'nosuch'}},
+    {'model': {'name': 'mlp', 'widths': 'wide'}},
+    {'model': {'name': 'linear', 'sed': 1}},
+    {'best_metric': None},
+    {'best_metric': 'eval/weird'},
+    {'optimizer': {'name': 'schedule_free_sgd'}},
+  ],
+  ids=str,
+)
+def test_a_config_json_to_start_from_that_no_run_writes_is_one_line(
+  init_from, workdir, changes
+):
+  file = workdir / 'config.json'
+  file.write_text(changed(file.read_text(), **changes))
+  init_from()
+
+
+@pytest.mark.parametrize(
+  ('words', 'named'),
+  [
+    # The digits have ten classes where the diabetes has one number, and all
+    # that a linear model has is its head.
+    (
+      ('--config=digits_linear',),
+      ('config.init_from', 'of which nothing is taken'),
+    ),
+    (
+      ('--config.init_new=.*',),
+      ('config.init_from', 'of which nothing is taken'),
+    ),
+    (
+      ('--config=digits_mlp',),
+      (
+        'config.init_from', 'blocks/0/bias is not', '(256,)',
+        '--config.init_new=blocks/0/bias',
+      ),
+    ),
+    (
+      ('--config.init_new=blocks',),
+      ('config.init_new', "'blocks'", 'head/kernel'),
+    ),
+    (
+      ('--config.init_new=(',),
+      ('config.init_new', "'('", 'regular expression'),
+    ),
+    (('--config.init_new=(3,)',), ('config.init_new', '3')),
+  ],
+  ids=lambda value: value[0],
+)  # fmt: skip
+def test_a_model_that_what_it_starts_from_does_not_fit_is_named(
+  refused, workdir, tmp_path, words, named
+):
+  line = refused(
+    'launch',
+    [
+      '--config=diabetes_linear', '--config.data.batch_size=100', *words,
+      f'--config.init_from={workdir}', f'--workdir={tmp_path / "new"}',
+    ],
+  )  # fmt: skip
+  for word in named:
+    assert word in line
+
+
+def test_a_workdir_cannot_start_from_itself(refused, tmp_path):
+  names(
+    refused(
+      'launch',
+      [
+        '--config=digits_mlp', f'--workdir={tmp_path / "run"}',
+        f'--config.init_from={tmp_path / "run"}',
+      ],
+    ),
+    ('config.init_from', str(tmp_path / 'run')),
+  )  # fmt: skip
 
 
 # -------------------------------------------------------------------- cache

@@ -25,8 +25,11 @@ from experiments import command
 from experiments import evaluate
 from experiments import figures
 from experiments import launch
+from experiments.configs import digits_transfer
 from tests import runs
 from train import config as config_lib
+from train.data import embedded
+from train.data import sources
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / 'experiments/configs').glob('[a-z]*.py'))
@@ -408,12 +411,12 @@ def test_fewer_steps_are_refused_under_a_constant_rate_too(line_20, tmp_path):
 
 
 def best_step(workdir):
-  """The step with the highest eval/accuracy, the later of equals."""
+  """The step with the highest eval/accuracy, the earlier of equals."""
   return max(
-    (line['eval/accuracy'], line['step'])
+    (line['eval/accuracy'], -line['step'], line['step'])
     for line in lines(workdir / 'metrics.jsonl')
     if kind(line) == 'eval'
-  )[1]
+  )[2]
 
 
 @pytest.mark.parametrize('step', ['latest', 'best', '20', '40', '60', None])
@@ -523,6 +526,62 @@ def test_evaluate_writes_nothing_but_its_result(mlp, tmp_path):
   added = {f'evaluations/train-{s}.json' for s in (20, best_step(workdir))}
   assert set(after) - set(before) == added
   assert {name: after[name] for name in before} == before
+
+
+# ------------------------------------------------------------ early stopping
+
+
+@pytest.fixture(scope='module')
+def early(tmp_path_factory):
+  """(workdir, stdout) of a run of 200 steps that stops early.
+
+  The rate jumps at step 12; a running mean is evaluated.
+  """
+  workdir = tmp_path_factory.mktemp('early') / 'run'
+  out = launched(
+    '--config=digits_mlp', '--config.total_steps=200', '--config.eval_every=4',
+    '--config.data.validation_fraction=0.25', '--config.model.widths=32,',
+    '--config.early_stopping.patience=3',
+    '--config.early_stopping.metric=eval/loss', '--config.ema_decay=0.5',
+    '--config.schedule.name=piecewise_constant_schedule',
+    '--config.schedule.init_value=0.003',
+    '--config.schedule.boundaries_and_scales={12: 300.0}',
+    f'--workdir={workdir}',
+  )  # fmt: skip
+  return workdir, out
+
+
+def test_a_run_that_stops_early_shows_and_keeps_the_test_of_its_best(early):
+  workdir, out = early
+  found = lines(workdir / 'metrics.jsonl')
+  losses = {
+    line['step']: line['eval/loss'] for line in found if kind(line) == 'eval'
+  }
+  best = min(losses, key=losses.get)
+  assert max(losses) == best + 3 * 4 < 200
+  (tested,) = (line for line in found if kind(line) == 'test')
+  assert tested['step'] == best
+  assert f'the best of eval/loss is step {best}' in out
+  kept = (workdir / 'evaluations' / f'test-{best}.json').read_text()
+  code, again, _ = call('evaluate', f'--workdir={workdir}', '--step=best')
+  assert (code, again) == (0, kept)
+  assert json.loads(again)['loss'] == tested['test/loss']
+  assert evaluated(f'--workdir={workdir}')['step'] == best + 3 * 4
+  assert (workdir / 'confusion.png').exists()
+
+
+def test_raw_parameters_are_evaluated_on_request(early, tmp_path):
+  workdir = shutil.copytree(early[0], tmp_path / 'run')
+  ema, raw = (
+    evaluated(f'--workdir={workdir}', '--step=best', f'--params={params}')
+    for params in ('ema', 'raw')
+  )
+  assert (ema['step'], ema['count']) == (raw['step'], raw['count'])
+  assert ema['loss'] != raw['loss']
+  code, _, errors = call('evaluate', f'--workdir={workdir}', '--params=mean')
+  assert code == 2
+  assert errors.count('\n') == 1
+  assert 'params' in errors
 
 
 # ---------------------------------------------------- reading never executes
@@ -666,12 +725,55 @@ def test_a_config_says_how_to_run_it(file):
   )
 
 
-@pytest.mark.parametrize('file', CONFIGS, ids=lambda file: file.stem)
+# What is downloaded, by the shape of its images: the tests need no network.
+IMAGES = {
+  'mnist': (28, 28, 1),
+  'fashion_mnist': (28, 28, 1),
+  'cifar10': (32, 32, 3),
+}
+
+
+def dataset_of(file):
+  """The name of a config's dataset; the file is one of ours."""
+  config, _, _ = command.load_config(str(file), [])
+  return config.data.name
+
+
+def random_images(name):
+  """A dataset of noise that looks like the one of that name."""
+  generator = np.random.default_rng(0)
+  splits = {
+    split: sources.Split(
+      {
+        'image': generator.integers(
+          0, 256, (size, *IMAGES[name]), dtype=np.uint8
+        ),
+        'label': np.arange(size, dtype=np.int32) % 10,
+      }
+    )
+    for split, size in (('train', 600), ('test', 100))
+  }
+  return sources.Dataset(name, splits, tuple('0123456789'))
+
+
+@pytest.mark.parametrize(
+  'file',
+  [
+    pytest.param(
+      file,
+      id=file.stem,
+      marks=() if dataset_of(file) in embedded.BUILDERS else pytest.mark.slow,
+    )
+    for file in CONFIGS
+  ],
+)
 def test_a_config_runs_and_its_schedule_is_as_long_as_the_run(
   file, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(figures, 'show', lambda *_: None)  # Tested above.
+  if (name := dataset_of(file)) not in embedded.BUILDERS:
+    monkeypatch.setattr(sources, 'load', lambda *_, **__: random_images(name))
   launched(
     f'--config={file.stem}', '--config.total_steps=3', '--config.log_every=1'
   )
@@ -690,6 +792,30 @@ def test_a_config_runs_and_its_schedule_is_as_long_as_the_run(
   ]  # fmt: skip
   assert all(length == 3 for length in lengths)
   assert lengths or schedule['name'] == 'constant_schedule'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['digits_transfer', 'mnist_few_labels'])
+def test_the_recipes_of_a_transfer_start_from_what_they_say(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(figures, 'show', lambda *_: None)
+  if name == 'mnist_few_labels':
+    monkeypatch.setattr(
+      sources, 'load', lambda *_, **__: random_images('mnist')
+    )
+  launched(
+    f'--config={name}:source', '--config.total_steps=3',
+    f'--workdir=runs/{name}',
+  )  # fmt: skip
+  for recipe in digits_transfer.RECIPES:
+    out = launched(
+      f'--config={name}:{recipe}', '--config.total_steps=3',
+      f'--workdir=runs/{recipe}',
+    )  # fmt: skip
+    said = f'parameters of {tmp_path / "runs" / name}, step 3; new: head/bias'
+    assert (said in out) == (recipe != 'scratch')
 
 
 def test_evaluating_from_inside_the_workdir_executes_nothing_either(

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from experiments import overrides
+from train import check
 from train import config as config_lib
 
 
@@ -73,11 +74,25 @@ def refused(*words):
     ('2e', '2e'),
     ('0.5e', '0.5e'),
     ('', ''),
-    ('a,b', 'a,b'),
     ('/data/a=b', '/data/a=b'),
     ('Größe', 'Größe'),
     ('(1', '(1'),
     ('None,', (None,)),
+    # Words with commas between them are several, as 64,128 are.
+    ('flip,pad_crop', ('flip', 'pad_crop')),
+    ('flip,pad_crop,', ('flip', 'pad_crop')),
+    ('flip,', ('flip',)),
+    ('a,b', ('a', 'b')),
+    (',flip', ',flip'),
+    ('flip,,rotate', 'flip,,rotate'),
+    ('flip, rotate', 'flip, rotate'),
+    ('flip,8', 'flip,8'),
+    ('/data/a,b', '/data/a,b'),
+    ('{"blocks": 0.0, "head": 1}', {'blocks': 0.0, 'head': 1}),
+    (
+      "({'name': 'mixup', 'alpha': 0.2}, 'flip')",
+      ({'name': 'mixup', 'alpha': 0.2}, 'flip'),
+    ),
     # Python has these, config.json could not keep them.
     ('{1, 2}', '{1, 2}'),
     ("b'x'", "b'x'"),
@@ -155,10 +170,36 @@ def test_what_python_cannot_read_is_a_word(text):
     ('model.activation=tanh', {'model.activation': (None, 'tanh')}),
     ('optimizer.b1=0.8', {'optimizer.b1': (None, 0.8)}),
     ('schedule.init_value=0.1', {'schedule.init_value': (1e-3, 0.1)}),
+    ('early_stopping.patience=3', {'early_stopping.patience': (None, 3)}),
+    (
+      'early_stopping.metric=eval/loss',
+      {'early_stopping.metric': (None, 'eval/loss')},
+    ),
+    ('ema_decay=0.999', {'ema_decay': (None, 0.999)}),
+    ('tensorboard=true', {'tensorboard': (False, True)}),
+    (
+      'rate_multipliers={"blocks":0.0}',
+      {'rate_multipliers': ({}, {'blocks': 0.0})},
+    ),
+    ('init_from=runs/a:300', {'init_from': (None, 'runs/a:300')}),
+    ('init_new=head,', {'init_new': ((), ('head',))}),
+    (
+      'data.augment=flip,pad_crop',
+      {'data.augment': ((), ('flip', 'pad_crop'))},
+    ),
+    ('data.classes=0,1', {'data.classes': ((), (0, 1))}),
   ],
 )
 def test_a_word_changes_one_field_and_nothing_else(word, expected):
   assert changed(word) == expected
+
+
+@pytest.mark.parametrize(
+  ('path', 'word'), [('data.augment', 'flip'), ('init_new', 'blocks/0')]
+)
+def test_one_word_where_a_field_takes_several_is_a_tuple_of_it(path, word):
+  config, _ = override(f'{path}={word}', 'init_from=runs/a')
+  assert config_lib.get(check.check(config), path) == (word,)
 
 
 def test_the_config_that_is_given_is_left_as_it_is():
@@ -258,7 +299,7 @@ def test_giving_both_keeps_both_and_is_refused_later(words):
   config, _ = override(*words)
   assert (config.total_steps, config.total_epochs) == (5, 2)
   with pytest.raises(config_lib.UserError, match='give one of the two'):
-    config_lib.check(config)
+    check.check(config)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +338,12 @@ def test_none_does_not_clear_the_other():
     ('modle.name', 'model.name'),
     ('modell.widths', 'model.widths'),
     ('shedule.value', 'schedule.value'),
+    ('early_stoping.patience', 'early_stopping.patience'),
+    ('augment', 'data.augment'),
+    ('ema_deca', 'ema_decay'),
+    ('label_smooting', 'label_smoothing'),
+    ('rate_multiplier', 'rate_multipliers'),
+    ('init_form', 'init_from'),
   ],
 )
 def test_a_misspelt_field_has_a_hint(path, meant):
@@ -333,6 +380,9 @@ def test_a_block_is_not_set_as_a_whole(path):
     'model.widths.0',
     'model.',
     'seed.x',
+    'early_stopping',
+    'rate_multipliers.blocks',
+    'data.augment.0',
     'data.name.x',
     '',
     '.',

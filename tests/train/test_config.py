@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from train import check
 from train import config as config_lib
 from train import resolve
 from train.data import sources
@@ -55,6 +56,27 @@ CHANGES = [
   ('data.normalize', None),
   ('data.normalize', 'unit'),
   ('data.normalize', {'mean': (0.5, 1.0), 'std': (1.0, 2.0)}),
+  ('data.augment', ('flip',)),
+  ('data.augment', ({'name': 'pad_crop', 'padding': 4}, 'flip')),
+  ('data.classes', (0, 1)),
+  ('data.max_examples', 100),
+  ('data.image_size', 224),
+  ('data.num_workers', 4),
+  ('early_stopping.patience', 5),
+  ('early_stopping.metric', 'eval/loss'),
+  ('label_smoothing', 0.1),
+  ('l1', 1e-4),
+  ('l2', 0.5),
+  ('weight_decay_mask', True),
+  ('grad_clip_value', 0.5),
+  ('grad_clip_norm', 1.0),
+  ('rate_multipliers', {'blocks/0': 0.1, '.*bias': 2, 'head': 0.0}),
+  ('ema_decay', 0.999),
+  ('accumulate', 4),
+  ('dtype', 'bfloat16'),
+  ('init_from', 'runs/another:best'),
+  ('init_new', ('head', 'blocks/1')),
+  ('tensorboard', True),
   ('model', {'name': 'cnn'}),
   ('model', {'name': 'mlp', 'widths': (8, 4)}),
   ('model', {'name': 'mlp', 'nested': ((1, 2), {'a': (3, None)})}),
@@ -172,8 +194,7 @@ def test_every_change_has_a_digest_of_its_own():
 
 def test_a_whole_number_of_epochs_is_the_same_config_as_a_float():
   configs = [
-    config_lib.check(config_lib.Config(total_epochs=epochs))
-    for epochs in (30, 30.0)
+    check.check(config_lib.Config(total_epochs=epochs)) for epochs in (30, 30.0)
   ]
   assert len({config_lib.digest(config) for config in configs}) == 1
 
@@ -217,7 +238,7 @@ def test_equal_configs_have_no_differences():
 def refused(config, path):
   """The one line with which check() refuses the field at `path`."""
   with pytest.raises(config_lib.UserError) as caught:
-    config_lib.check(config)
+    check.check(config)
   line = str(caught.value)
   assert line.startswith(f'config.{path}'), line
   assert '\n' not in line
@@ -229,11 +250,14 @@ def test_a_right_value_is_left_as_it_is(path, value):
   config = config_lib.replace(make(), path, value)
   if path == 'total_epochs':
     config = config_lib.replace(config, 'total_steps', None)
-  assert repr(config_lib.check(config)) == repr(config)
+  if path == 'init_new':
+    config = config_lib.replace(config, 'init_from', 'runs/another')
+  assert repr(check.check(config)) == repr(config)
 
 
 NAN, INF = float('nan'), float('inf')
 TOO_MANY = 2**31
+TOO_LARGE = 10**400  # No float.
 
 
 @pytest.mark.parametrize(
@@ -267,6 +291,50 @@ TOO_MANY = 2**31
       ({}, {'mean': (0.0,)}, {'mean': (0.0,), 'std': (1.0,), 'x': 1}),
       "{'mean': (...), 'std': (...)}",
     ),
+    ('data.augment', (3, None, {'name': 'flip'}), 'a tuple'),
+    ('data.classes', (3, None, True, {'a': 1}), 'a tuple'),
+    ('data.max_examples', ('x', 1.5, True), 'a whole number or none'),
+    ('data.max_examples', (0, -1), 'at least 1'),
+    ('data.image_size', ('x', 224.0, True, (32, 32)), 'a whole number or none'),
+    ('data.image_size', (0, -224), 'at least 1'),
+    ('data.num_workers', ('x', 1.5, True, None), 'a whole number'),
+    ('data.num_workers', (-1,), 'at least 0'),
+    ('early_stopping.patience', ('x', 1.5, True), 'a whole number or none'),
+    ('early_stopping.patience', (0, -3), 'at least 1, or none'),
+    ('early_stopping.metric', (3, True, ('a',)), 'a word or none'),
+    (
+      'early_stopping',
+      (None, 3, {'patience': 3}),
+      'train.config.EarlyStopping',
+    ),
+    ('label_smoothing', ('x', None, True), 'a number'),
+    ('label_smoothing', (-0.1, 1, 1.0, 2), 'at least 0 and below 1'),
+    ('label_smoothing', (NAN, INF), 'finite'),
+    ('l1', ('x', None, True, (0.1,), TOO_LARGE), 'a number'),
+    ('l1', (-1e-9, -1), 'at least 0'),
+    ('l1', (NAN, INF), 'finite'),
+    ('l2', ('x', None, True), 'a number'),
+    ('l2', (-1e-9, -1), 'at least 0'),
+    ('weight_decay_mask', (1, 0, 'true', None), 'true or false'),
+    ('grad_clip_value', ('x', True, (1.0,)), 'a number or none'),
+    ('grad_clip_value', (0, 0.0, -1.0), 'above 0, or none'),
+    ('grad_clip_value', (NAN, INF), 'finite'),
+    ('grad_clip_norm', ('x', True), 'a number or none'),
+    ('grad_clip_norm', (0, 0.0, -1.0), 'above 0, or none'),
+    ('rate_multipliers', (None, 'head', 0.1, ('head',)), 'a block'),
+    ('rate_multipliers', ({3: 0.1},), 'its keys must be words'),
+    ('ema_decay', ('x', True), 'a number or none'),
+    ('ema_decay', (0, 0.0, 1, 1.0, -0.5, 1.5), 'it must be within 0, 1'),
+    ('ema_decay', (NAN,), 'finite'),
+    ('accumulate', ('x', 2.0, None, True), 'a whole number'),
+    ('accumulate', (0, -2), 'at least 1'),
+    ('dtype', (None, 32), 'a word'),
+    ('dtype', ('float16', 'float64', 'bf16', ''), 'float32, bfloat16'),
+    ('init_from', (3, True, ('a',)), 'a word or none'),
+    ('init_from', ('',), 'a workdir'),
+    ('init_new', (3, None, {'head': 1}), 'a tuple'),
+    ('init_new', (('head',),), 'init_from, which is none'),
+    ('tensorboard', (1, 'yes', None), 'true or false'),
     ('model', (None, 'mlp', 3, ('mlp',)), 'a block with a name'),
     ('model', ({}, {'name': None}, {'name': 3}), 'it must have a name'),
     ('model', ({'name': 'mlp', 3: 4},), 'its keys must be words'),
@@ -280,6 +348,91 @@ def test_a_wrong_value_is_one_line_that_says_what_is_taken(path, values, takes):
     line = refused(config_lib.replace(make(), path, value), path)
     assert repr(value) in line or f'is {value}' in line
     assert takes in line
+
+
+@pytest.mark.parametrize(
+  'factor', ['x', None, True, (0.1,), {'a': 1}, -0.1, -1, NAN, INF]
+)
+def test_a_rate_multiplier_is_a_number_of_at_least_0(factor):
+  config = make(rate_multipliers={'head': 1.0, 'blocks/0': factor})
+  line = refused(config, 'rate_multipliers')
+  assert 'blocks/0' in line
+  assert repr(factor) in line
+
+
+def test_a_rate_multiplier_that_no_float_can_hold_is_refused():
+  refused(make(rate_multipliers={'head': TOO_LARGE}), 'rate_multipliers')
+
+
+@pytest.mark.parametrize(
+  'pattern',
+  ['(', '[a', '*', 'a{2,1}', '(?P<a', '\\', 'a{99999999999}', '(' * 5000],
+  ids=lambda pattern: pattern[:10],
+)
+@pytest.mark.parametrize('path', ['rate_multipliers', 'init_new'])
+def test_a_pattern_that_is_no_regular_expression_is_refused(path, pattern):
+  value = {pattern: 0.1} if path == 'rate_multipliers' else (pattern,)
+  config = config_lib.replace(make(init_from='runs/another'), path, value)
+  line = refused(config, path)
+  assert repr(pattern)[:20] in line
+
+
+@pytest.mark.parametrize('value', [(3,), (None,), ({'name': 'head'},)])
+def test_what_is_new_is_named_by_words(value):
+  refused(make(init_from='runs/another', init_new=value), 'init_new')
+
+
+@pytest.mark.parametrize('path', ['data.augment', 'init_new'])
+def test_one_word_is_taken_for_a_tuple_of_it(path):
+  config = make(init_from='runs/another')
+  config = check.check(config_lib.replace(config, path, 'head'))
+  assert config_lib.get(config, path) == ('head',)
+
+
+def test_early_stopping_needs_a_best_checkpoint_to_return():
+  config = make(early_stopping__patience=3, keep_best=0)
+  line = refused(config, 'keep_best')
+  assert 'early stopping returns the best checkpoint' in line
+  check.check(make(early_stopping__patience=None, keep_best=0))
+
+
+def resolved_metric(best, stopping):
+  split = sources.Split(
+    {'features': np.zeros((4, 2), np.float32), 'label': np.zeros(4, np.int32)}
+  )
+  dataset = sources.Dataset('toy', {'train': split, 'test': split}, ('a', 'b'))
+  config = make(
+    best_metric=best,
+    early_stopping__metric=stopping,
+    data__batch_size=2,
+  )
+  config = resolve.resolve(config, dataset)
+  assert config.early_stopping.metric == config.best_metric
+  return config.best_metric
+
+
+@pytest.mark.parametrize(
+  ('best', 'stopping', 'expected'),
+  [
+    (None, None, 'eval/accuracy'),
+    ('eval/loss', None, 'eval/loss'),
+    (None, 'eval/loss', 'eval/loss'),
+    ('eval/loss', 'eval/loss', 'eval/loss'),
+  ],
+)
+def test_one_metric_judges_what_is_best_and_when_to_stop(
+  best, stopping, expected
+):
+  assert resolved_metric(best, stopping) == expected
+
+
+def test_two_metrics_that_differ_are_refused():
+  with pytest.raises(config_lib.UserError) as caught:
+    resolved_metric('eval/loss', 'eval/accuracy')
+  line = str(caught.value)
+  assert line.startswith("config.early_stopping.metric is 'eval/accuracy'")
+  assert "config.best_metric is 'eval/loss'" in line
+  assert '\n' not in line
 
 
 @pytest.mark.parametrize(
@@ -326,6 +479,8 @@ def test_the_length_is_given_once(steps, epochs):
   ('path', 'block', 'place'),
   [
     ('optimizer', lambda v: {'name': 'sgd', 'momentum': v}, '.momentum'),
+    ('data.augment', lambda v: ({'name': 'x', 'p': v},), '.p'),
+    ('rate_multipliers', lambda v: {'head': v}, '.head'),
     ('model', lambda v: {'name': 'x', 'a': (1.0, (v,))}, '.a'),
     ('schedule', lambda v: {'name': 'x', 'b': {5: v}}, '.b.5'),
     ('data.normalize', lambda v: {'mean': (v,), 'std': (1.0,)}, '.mean'),
@@ -352,15 +507,15 @@ def test_a_rate_in_the_optimizer_is_refused_with_where_it_belongs(rate):
 
 
 def test_a_whole_number_is_taken_for_a_number():
-  config = config_lib.check(config_lib.Config(total_epochs=3))
+  config = check.check(config_lib.Config(total_epochs=3))
   assert type(config.total_epochs) is float
   config = make(data__validation_fraction=0)
-  assert type(config_lib.check(config).data.validation_fraction) is float
+  assert type(check.check(config).data.validation_fraction) is float
 
 
 def test_a_check_leaves_the_config_that_it_is_given():
   config = config_lib.Config(total_epochs=3)
-  config_lib.check(config)
+  check.check(config)
   assert type(config.total_epochs) is int
 
 
@@ -397,7 +552,8 @@ def test_a_field_is_read_and_replaced_by_its_path():
 
 def test_two_configs_share_no_block():
   one, other = config_lib.Config(), config_lib.Config()
-  for path in ('data', *config_lib.BLOCKS):
+  parts = (*config_lib.PARTS, *config_lib.BLOCKS, 'rate_multipliers')
+  for path in parts:
     assert config_lib.get(one, path) is not config_lib.get(other, path)
 
 

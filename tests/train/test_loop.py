@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import command
+from experiments import evaluate as evaluate_command
 from tests import runs
 from train import checkpoint
 from train import config as config_lib
@@ -291,6 +292,271 @@ def test_a_damaged_line_in_the_middle_of_metrics_is_not_cut_away(tmp_path):
   assert [line['step'] for line in writer.read(file)] == [1, 2]
 
 
+# ------------------------------------------------------------ early stopping
+
+
+# The rate jumps after step 8, from where the loss can only rise.
+DIVERGING = {
+  'name': 'piecewise_constant_schedule',
+  'init_value': 3e-3,
+  'boundaries_and_scales': {8: 300.0},
+}
+
+
+@pytest.mark.parametrize('patience', [1, 3])
+def test_a_run_stops_so_many_evaluations_after_its_best(tmp_path, patience):
+  config = runs.config(
+    total_steps=100,
+    log_every=1,
+    eval_every=2,
+    checkpoint_every=3,
+    data=config_lib.Data(
+      name='digits', batch_size=64, validation_fraction=0.25
+    ),
+    schedule=DIVERGING,
+    early_stopping=config_lib.EarlyStopping(
+      patience=patience, metric='eval/loss'
+    ),
+  )
+  final = loop.train_and_evaluate(config, tmp_path)
+  lines = writer.read(tmp_path / 'metrics.jsonl')
+  scores = {
+    line['step']: line['eval/loss'] for line in lines if 'eval/loss' in line
+  }
+  best = min(scores, key=scores.get)
+  assert list(scores) == list(range(2, best + 2 * patience + 1, 2))
+  last = max(scores)
+  trained = [line['step'] for line in lines if 'train/loss' in line]
+  assert trained == list(range(1, last + 1))
+  saved = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
+  assert saved == {best, last}
+  # What it returns is the best: of the test split, which did not decide.
+  (tested,) = (line for line in lines if 'test/loss' in line)
+  assert tested == {'step': best, **final}
+  program = program_lib.create(config)
+  with checkpoint.Checkpoints(
+    tmp_path, program.config, scores, say=print, read_only=True
+  ) as checkpoints:
+    assert checkpoints.find('best') == best
+    of_step = {step: checkpoints.restore(program, step) for step in saved}
+  results = {
+    step: evaluate.scalars(evaluate.evaluate(program, state, 'test'), 'test')
+    for step, state in of_step.items()
+  }
+  assert results[best] == final
+  assert results[last] != final
+  assert {path.name for path in (tmp_path / 'evaluations').iterdir()} == {
+    f'test-{best}.json'
+  }
+
+
+def test_an_accuracy_that_rises_does_not_stop_a_run(tmp_path):
+  """Higher is better of it, lower of a loss."""
+  config = runs.config(
+    total_steps=24,
+    eval_every=4,
+    early_stopping=config_lib.EarlyStopping(patience=2),
+  )
+  loop.train_and_evaluate(config, tmp_path)
+  lines = writer.read(tmp_path / 'metrics.jsonl')
+  scores = {
+    line['step']: line['eval/accuracy']
+    for line in lines
+    if 'eval/accuracy' in line
+  }
+  assert scores[24] > scores[4] + 0.1
+  assert max(scores) == 24
+
+
+def test_a_best_that_could_not_be_saved_gives_way_and_the_run_says_so(
+  tmp_path, monkeypatch, capsys
+):
+  config = runs.config(
+    total_steps=30,
+    eval_every=2,
+    schedule=DIVERGING,
+    best_metric='eval/loss',
+    early_stopping=config_lib.EarlyStopping(patience=2),
+  )
+  save = ocp.CheckpointManager.save
+
+  def fail(self, step, *args, **kwargs):
+    if step == 8:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    return save(self, step, *args, **kwargs)
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
+  with pytest.raises(checkpoint.SaveError, match='was not saved'):
+    loop.train_and_evaluate(config, tmp_path)
+  lines = writer.read(tmp_path / 'metrics.jsonl')
+  scores = {
+    line['step']: line['eval/loss'] for line in lines if 'eval/loss' in line
+  }
+  assert sorted(scores, key=scores.get)[:2] == [8, 6]
+  assert [line['step'] for line in lines if 'test/loss' in line] == [6]
+  said = capsys.readouterr().out
+  assert 'No space left on device' in said
+  assert 'the best of eval/loss is step 6' in said
+
+
+# -------------------------------------------------------------- running mean
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+  """(config, workdir, step -> params) of six steps without a running mean."""
+  config = runs.config(total_steps=6, eval_every=3, checkpoint_every=1)
+  program = program_lib.create(config)
+  workdir = tmp_path_factory.mktemp('plain')
+  params = {0: jax.device_get(program.init().params)}
+  save = checkpoint.Checkpoints.save
+
+  def watch(self, state, step):
+    params[step] = jax.tree.map(np.array, state.params)
+    save(self, state, step)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', watch)
+    loop.run(program, workdir)
+  return config, workdir, params
+
+
+def test_a_running_mean_is_evaluated_and_changes_no_parameter(plain, tmp_path):
+  config, workdir, params = plain
+  decay = 0.7
+  with_mean = dataclasses.replace(config, ema_decay=decay)
+  program = program_lib.create(with_mean)
+  loop.run(program, tmp_path)
+  with checkpoint.Checkpoints(
+    tmp_path, program.config, {}, say=print, read_only=True
+  ) as checkpoints:
+    state = checkpoints.restore(program, 6)
+  jax.tree.map(np.testing.assert_array_equal, state.params, params[6])
+  mean = jax.tree.map(np.float64, params[0])
+  expected = {}
+  for step in range(1, 7):
+    mean = jax.tree.map(
+      lambda m, p: decay * m + (1 - decay) * p, mean, params[step]
+    )
+    expected[step] = mean
+  jax.tree.map(
+    lambda m, e: np.testing.assert_allclose(m, e, rtol=1e-5, atol=1e-7),
+    state.ema_params,
+    expected[6],
+  )
+  # An evaluation is that of a run whose parameters are the mean.
+  raw = program_lib.create(config)
+  lines, without = (
+    [line for line in writer.read(w / 'metrics.jsonl') if 'eval/loss' in line]
+    for w in (tmp_path, workdir)
+  )
+  for line, other in zip(lines, without, strict=True):
+    state = dataclasses.replace(
+      raw.init(),
+      params=jax.tree.map(np.float32, expected[line['step']]),
+    )
+    found = evaluate.evaluate(raw, state, 'test')
+    assert line['eval/loss'] == pytest.approx(found['loss'], rel=1e-5)
+    assert line['eval/loss'] != pytest.approx(other['eval/loss'], rel=1e-3)
+
+
+def test_of_a_running_mean_raw_gives_the_parameters_as_trained(
+  plain, tmp_path, capsys
+):
+  config, workdir, _ = plain
+  with_mean = dataclasses.replace(config, ema_decay=0.7)
+  loop.train_and_evaluate(with_mean, tmp_path)
+  capsys.readouterr()
+
+  def printed(*words):
+    words = [f'--workdir={tmp_path}', *words]
+    assert command.run('evaluate', evaluate_command.main, words) == 0
+    return json.loads(capsys.readouterr().out)
+
+  raw, ema = printed('--params=raw'), printed('--params=ema')
+  assert printed() == ema
+  for result, of in ((raw, workdir), (ema, tmp_path)):
+    assert result['loss'] == _last_line(of)['test/loss']
+  assert raw['loss'] != ema['loss']
+
+
+def test_another_evaluation_does_not_take_the_place_of_the_runs_own(
+  plain, tmp_path, capsys
+):
+  config, _, _ = plain
+  loop.train_and_evaluate(dataclasses.replace(config, ema_decay=0.7), tmp_path)
+  kept = (tmp_path / 'evaluations' / 'test-6.json').read_bytes()
+  words = [f'--workdir={tmp_path}', '--params=raw']
+  assert command.run('evaluate', evaluate_command.main, words) == 0
+  assert (tmp_path / 'evaluations' / 'test-6.json').read_bytes() == kept
+
+
+# --------------------------------------------------------------- few examples
+
+
+def test_few_examples_are_the_same_for_every_seed_and_spare_evaluation(
+  tmp_path, monkeypatch
+):
+  splits = []
+  real = pipeline.train_batches
+
+  def watch(split, **rest):
+    splits.append(split)
+    return real(split, **rest)
+
+  monkeypatch.setattr(pipeline, 'train_batches', watch)
+  for seed in (0, 1):
+    config = runs.config(
+      seed=seed,
+      total_steps=2,
+      data=config_lib.Data(
+        name='digits',
+        batch_size=50,
+        validation_fraction=0.25,
+        max_examples=100,
+      ),
+    )
+    loop.train_and_evaluate(config, tmp_path / f'{seed}')
+    tested = json.loads(
+      (tmp_path / f'{seed}' / 'evaluations' / 'test-2.json').read_text()
+    )
+    assert tested['count'] == 360
+  few = [split.take(np.arange(len(split))) for split in splits]
+  assert len(splits[0]) == 100
+  for key in ('image', 'label'):
+    np.testing.assert_array_equal(few[0][key], few[1][key])
+  # Of the training part, and of every class.
+  whole = program_lib.create(dataclasses.replace(config, data=config_lib.Data(
+    name='digits', batch_size=50, validation_fraction=0.25,
+  ))).dataset.splits  # fmt: skip
+  everything = whole['train'].take(np.arange(len(whole['train'])))['image']
+  assert {i.tobytes() for i in few[0]['image']} <= {
+    i.tobytes() for i in everything
+  }
+  assert len(np.unique(few[0]['label'])) == 10
+  validation = program_lib.create(config).dataset.splits['validation']
+  np.testing.assert_array_equal(validation.rows, whole['validation'].rows)
+
+
+# --------------------------------------------------------------- TensorBoard
+
+
+def test_events_for_tensorboard_are_written_where_they_are_asked_for(
+  tmp_path, capsys
+):
+  pytest.importorskip('tensorboardX')
+  config = runs.config(total_steps=2)
+  for tensorboard in (False, True):
+    workdir = tmp_path / str(tensorboard)
+    config = dataclasses.replace(config, tensorboard=tensorboard)
+    loop.train_and_evaluate(config, workdir)
+    files = list(workdir.glob('tensorboard/events.out.tfevents.*'))
+    assert len(files) == tensorboard
+    assert all(file.stat().st_size > 0 for file in files)
+  one, other = (tmp_path / n / 'metrics.jsonl' for n in ('False', 'True'))
+  assert one.read_bytes() == other.read_bytes()
+
+
 # -------------------------------------------------- looking changes nothing
 
 
@@ -456,9 +722,22 @@ def test_the_best_checkpoint_stays_with_the_newest(tmp_path):
     for line in writer.read(tmp_path / 'metrics.jsonl')
     if 'eval/accuracy' in line
   }
-  best = sorted(scores, key=lambda step: (scores[step], step))[-2:]
+  best = sorted(scores, key=lambda step: (-scores[step], step))[:2]
   saved = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
   assert saved == {40, *best}
+
+
+def test_of_equal_scores_the_earlier_checkpoint_stays(tmp_path):
+  # At rate zero, every evaluation is the first one again.
+  config = runs.config(
+    schedule={'name': 'constant_schedule', 'value': 0.0},
+    early_stopping=config_lib.EarlyStopping(patience=1),
+  )
+  loop.train_and_evaluate(config, tmp_path)
+  saved = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir()}
+  assert saved == {4, 8}
+  lines = writer.read(tmp_path / 'metrics.jsonl')
+  assert [line['step'] for line in lines if 'test/loss' in line] == [4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_naming_the_step(tmp_path):

@@ -6,9 +6,11 @@ that scikit-learn's estimators can be compared on the very same examples.
 
 import contextlib
 import io
+import struct
+import tempfile
+import zlib
 
 import numpy as np
-from PIL import Image
 import sklearn.datasets
 from sklearn.model_selection import train_test_split
 import tensorflow_datasets as tfds
@@ -74,7 +76,7 @@ class Digits(_Embedded, skip_registration=True):
   def _load(self):
     raw = sklearn.datasets.load_digits()
     pixels = np.round(raw.images * 255 / 16).astype(np.uint8)  # From 0..16.
-    return [_png(image) for image in pixels], raw.target
+    return [png(image) for image in pixels], raw.target
 
 
 class BreastCancer(_Embedded, skip_registration=True):
@@ -113,18 +115,42 @@ class Diabetes(_Embedded, skip_registration=True):
 BUILDERS = {b.name: b for b in (Digits, BreastCancer, Diabetes)}
 
 
-def _png(image: np.ndarray) -> io.BytesIO:
-  """TFDS takes an encoded image; an array would need TensorFlow."""
-  file = io.BytesIO()
-  Image.fromarray(image).save(file, format='PNG')
-  file.seek(0)
-  return file
+def png(image: np.ndarray) -> bytes:
+  """An image [H, W] or [H, W, 1 or 3] of uint8 as a PNG file.
+
+  TFDS takes an encoded image: an array would need TensorFlow. Pillow takes five
+  times as long for a small one, all of it before and after the compression.
+  """
+  height, width, *_ = image.shape
+  rows = image.reshape(height, -1)
+  color = {width: 0, 3 * width: 2}[rows.shape[1]]  # Grey, or RGB.
+  # Each row begins with the number of its filter: 0, none.
+  lines = np.zeros((height, 1 + rows.shape[1]), np.uint8)
+  lines[:, 1:] = rows
+  header = struct.pack('>IIBBBBB', width, height, 8, color, 0, 0, 0)
+  chunks = (
+    (b'IHDR', header),
+    (b'IDAT', zlib.compress(lines.tobytes())),
+    (b'IEND', b''),
+  )
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    struct.pack('>I', len(data))
+    + kind
+    + data
+    + struct.pack('>I', zlib.crc32(kind + data))
+    for kind, data in chunks
+  )
 
 
 def prepare(builder: tfds.core.DatasetBuilder):
   """Writes the builder's files; TFDS's own bar and messages stay silent."""
   tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):
+  # TFDS makes folders for downloads, which these builders have none of.
+  with (
+    tempfile.TemporaryDirectory() as unused,
+    contextlib.redirect_stdout(io.StringIO()),
+  ):
     builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+      download_dir=unused,
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
     )

@@ -6,7 +6,13 @@ import numpy as np
 
 from train import config as config_lib
 from train import signals
+from train.data import records
 from train.data import sources
+
+# Of Records, whose examples cost milliseconds each, only so many are looked at.
+# The mean of as many photographs is known to a hundredth of their std.
+_MOST_RECORDS = 8192
+_CHUNK = 128  # Photographs of which are 150 MB as float64.
 
 
 def resolve(
@@ -17,6 +23,8 @@ def resolve(
   'mean_std' takes the training split's own; 'unit' and 'symmetric' map a
   pixel's range 0..255, or a feature's range in the training split, to [0, 1]
   and [-1, 1]. Where a channel is constant, std is 1.
+
+  Of records.Records, 8,192 examples chosen evenly stand for all: an estimate.
 
   Raises:
     UserError: a mean or std of another length than the channels, or a std of 0.
@@ -38,7 +46,7 @@ def resolve(
         )
     return normalize
   train = dataset.splits['train']
-  pixels = train.arrays[dataset.input_key].dtype == np.uint8
+  pixels = train.specs[dataset.input_key].dtype == np.uint8
   if normalize == 'mean_std':
     mean, std = _mean_std(train, dataset.input_key)
   else:
@@ -58,25 +66,32 @@ def resolve(
   return {'mean': tuple(mean.tolist()), 'std': tuple(std.tolist())}
 
 
-def _chunks(split: sources.Split, key: str) -> Iterator[np.ndarray]:
-  """The split's inputs, 4,096 at a time, as float64 [m, C]."""
-  for start in range(0, len(split), 4096):
+def _chunks(split, key: str) -> Iterator[np.ndarray]:
+  """The split's inputs, 128 at a time, as float64 [m, C]."""
+  places = np.arange(len(split))
+  if isinstance(split, records.Records) and len(split) > _MOST_RECORDS:
+    places = np.arange(_MOST_RECORDS) * len(split) // _MOST_RECORDS
+  for start in range(0, len(places), _CHUNK):
     signals.check('stopped before training began; nothing to save')
-    places = np.arange(start, min(start + 4096, len(split)))
-    inputs = split.take(places)[key]
+    inputs = split.take(places[start : start + _CHUNK])[key]
     yield inputs.reshape(-1, inputs.shape[-1]).astype(np.float64)
 
 
-def _mean_std(split: sources.Split, key: str) -> tuple[np.ndarray, np.ndarray]:
-  count, total = 0, 0.0
+def _mean_std(split, key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Both from one look at the inputs (Chan, Golub & LeVeque 1979)."""
+  count, mean, squares = 0, 0.0, 0.0
   for chunk in _chunks(split, key):
-    count, total = count + len(chunk), total + chunk.sum(0)
-  mean = total / count
-  squares = sum(((chunk - mean) ** 2).sum(0) for chunk in _chunks(split, key))
+    its_mean = chunk.mean(0)
+    apart = its_mean - mean
+    total = count + len(chunk)
+    squares += ((chunk - its_mean) ** 2).sum(0)
+    squares += apart**2 * (count * len(chunk) / total)
+    mean += apart * (len(chunk) / total)
+    count = total
   return mean, np.sqrt(squares / count)
 
 
-def _range(split: sources.Split, key: str) -> tuple[np.ndarray, np.ndarray]:
+def _range(split, key: str) -> tuple[np.ndarray, np.ndarray]:
   chunks = [(c.min(0), c.max(0)) for c in _chunks(split, key)]
   lows, highs = zip(*chunks, strict=True)
   return np.min(lows, 0), np.max(highs, 0)

@@ -16,7 +16,12 @@ from train import config as config_lib
 from train import progress
 from train.data import cache
 from train.data import prepare
+from train.data import records
 
+# What is larger when it is decoded stays in its files, and is decoded as it is
+# read. Below, decoding once costs less than the first epoch.
+CACHED_BYTES = 16 * 2**30
+_CHUNK = 256  # Records decoded at once into the cache.
 _NAME = re.compile(r'[a-z0-9_]+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?')
 # The keys of one example that the models read.
 INPUTS = ('image', 'features')
@@ -37,6 +42,24 @@ class Split:
       return len(self.rows)
     return len(next(iter(self.arrays.values())))
 
+  @property
+  def specs(self) -> dict[str, records.Spec]:
+    """Key -> shape and dtype of one example's value."""
+    return {
+      key: records.Spec(array.shape[1:], array.dtype)
+      for key, array in self.arrays.items()
+    }
+
+  @property
+  def nbytes(self) -> int:
+    """The size of all examples."""
+    return len(self) * sum(spec.nbytes for spec in self.specs.values())
+
+  def part(self, places: np.ndarray) -> 'Split':
+    """The examples at `places` as a split of their own."""
+    rows = places if self.rows is None else self.rows[places]
+    return Split(self.arrays, rows)
+
   def take(self, places: np.ndarray) -> dict[str, np.ndarray]:
     """The examples at `places`, each from 0 to len(self) - 1, in memory."""
     rows = places if self.rows is None else self.rows[places]
@@ -45,41 +68,50 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A dataset's splits, and what a model needs to know of it."""
+  """A dataset's splits, and what a model needs to know of it.
+
+  A split is a Split, or records.Records where the set is larger than
+  CACHED_BYTES: both have len, specs, nbytes, part and take.
+  """
 
   name: str
-  splits: dict[str, Split]
+  splits: dict[str, Split | records.Records]
   classes: tuple[str, ...] | None = None  # None: the label is a number.
 
   @property
   def input_key(self) -> str:
     """'image', or 'features' for rows of numbers."""
-    arrays = self.splits['train'].arrays
-    return next(key for key in INPUTS if key in arrays)
+    specs = self.splits['train'].specs
+    return next(key for key in INPUTS if key in specs)
 
   @property
   def input_shape(self) -> tuple[int, ...]:
     """The shape of one input: (H, W, C) or (D,)."""
-    return self.splits['train'].arrays[self.input_key].shape[1:]
+    return self.splits['train'].specs[self.input_key].shape
 
 
 def load(
   name: str,
   data_dir: str | None = None,
   *,
+  image_size: int | None = None,
   say: Callable[[str], None] = progress.say,
 ) -> Dataset:
-  """The dataset of that name, decoded on first use.
+  """The dataset of that name, decoded on first use, or as it is read.
 
   Args:
     name: an embedded dataset, or TFDS's 'name', 'name/config', 'name:1.2.3'.
     data_dir: where TFDS has prepared it; None is TFDS_DATA_DIR, then TFDS's
       own folder. Embedded datasets are prepared in the cache, or here.
+    image_size: S: each image's shorter side is resized to S and the middle
+      taken, uint8 [S, S, C]. None: images stay as they are.
     say: takes lines for the user.
 
   Raises:
     UserError: no such dataset, it is not prepared, or it holds something else
-      than images or rows of numbers with a label.
+      than images or rows of numbers with a label; or image_size is missing, or
+      given where there are no images; or, while records are decoded, one that
+      is broken or has a label that is no class.
   """
   if not _NAME.fullmatch(name):
     raise config_lib.UserError(
@@ -87,24 +119,46 @@ def load(
       'mnist:3.0.1'
     )
   builder = prepare.find_or_prepare(name, data_dir, say)
-  input_key, classes = _layout(name, builder.info.features)
+  specs, classes = _layout(name, builder.info.features, image_size)
   info = pathlib.Path(builder.data_path) / 'dataset_info.json'
   # Two folders may hold the same version from different files.
   print_ = hashlib.sha256(info.read_bytes()).hexdigest()[:8]
+  if image_size:
+    print_ += f'-{image_size}'
   folder = cache.root() / 'decoded' / builder.info.full_name / print_
-  splits = {}
-  for split in ('train', 'validation', 'test'):
-    if split in builder.info.splits:
-      arrays = cache.open_or_decode(
-        folder / split, lambda s=split: _decode(builder, s, input_key), say
-      )
-      splits[split] = Split(arrays)
-  if 'train' not in splits or len(splits) < 2:
+  sizes = {
+    split: builder.info.splits[split].num_examples
+    for split in ('train', 'validation', 'test')
+    if split in builder.info.splits
+  }
+  if 'train' not in sizes or len(sizes) < 2:
     raise config_lib.UserError(
       f'config.data.name is {name!r}, which has the splits '
       f'{", ".join(builder.info.splits)}; training needs train, and test or '
       'validation'
     )
+  example_bytes = sum(spec.nbytes for spec in specs.values())
+  cached = sum(sizes.values()) * example_bytes <= CACHED_BYTES
+
+  def open_records(split: str) -> records.Records:
+    return records.Records(
+      name, split, _source(name, builder, split), specs, classes, image_size
+    )
+
+  splits = {}
+  for split in sizes:
+    # ImageNet's test split has none: a run must not end in its error.
+    may_lack_labels = split == 'test' and 'validation' in sizes
+    if may_lack_labels and not open_records(split).has_labels():
+      say(f'the test split of {name} has no labels and is left out')
+      continue
+    if cached:
+      arrays = cache.open_or_decode(
+        folder / split, lambda s=split: _decode(open_records(s)), say
+      )
+      splits[split] = Split(arrays)
+    else:
+      splits[split] = open_records(split)
   return Dataset(name, splits, classes)
 
 
@@ -128,45 +182,62 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
     )
   order = np.random.default_rng(0).permutation(len(train))
   parts = {
-    'validation': Split(train.arrays, np.sort(order[:held])),
-    'train': Split(train.arrays, np.sort(order[held:])),
+    'validation': train.part(np.sort(order[:held])),
+    'train': train.part(np.sort(order[held:])),
   }
   if 'test' not in dataset.splits:
     parts['test'] = dataset.splits['validation']
   return Dataset(dataset.name, dataset.splits | parts, dataset.classes)
 
 
-def _layout(name: str, features) -> tuple[str, tuple[str, ...] | None]:
-  """The input's key and the classes' names, None where the label is a number.
+def _layout(
+  name: str, features, image_size: int | None
+) -> tuple[dict[str, records.Spec], tuple[str, ...] | None]:
+  """One example's specs, and the classes' names (None: the label is a number).
 
   Raises:
     UserError: the examples are of another form.
   """
   import tensorflow_datasets as tfds
 
-  for key in INPUTS:
-    if key in features and 'label' in features:
-      shape = features[key].shape
-      if not isinstance(shape, tuple) or not shape or None in shape:
-        raise config_lib.UserError(
-          f'config.data.name is {name!r}, whose {key} has the shape {shape}; '
-          'training needs one shape for all examples, (H, W, C) or (D,)'
-        )
-      label = features['label']
-      if (
-        label.shape != () or not _numbers(label) or not _numbers(features[key])
-      ):
-        raise config_lib.UserError(
-          f'config.data.name is {name!r}, whose {key} is {features[key]} and '
-          f'whose label is {label}; training needs numbers, one a label'
-        )
-      if isinstance(label, tfds.features.ClassLabel):
-        return key, tuple(label.names)
-      return key, None
-  raise config_lib.UserError(
-    f'config.data.name is {name!r}, whose examples hold '
-    f'{", ".join(features)}; training needs image or features, and label'
-  )
+  key = next((k for k in INPUTS if k in features and 'label' in features), None)
+  if key is None:
+    raise config_lib.UserError(
+      f'config.data.name is {name!r}, whose examples hold '
+      f'{", ".join(features)}; training needs image or features, and label'
+    )
+  shape, label = features[key].shape, features['label']
+  if image_size:
+    if not records.is_image(features[key]):
+      raise config_lib.UserError(
+        f'config.data.image_size is {image_size}; {name} holds {key} that '
+        'cannot be resized: only images of bytes can, so it must be None'
+      )
+    shape = (image_size, image_size, shape[-1] or 3)
+  elif not isinstance(shape, tuple) or not shape or None in shape:
+    hint = (
+      '; set config.data.image_size to resize and crop all to one'
+      if records.is_image(features[key])
+      else ''
+    )
+    raise config_lib.UserError(
+      f'config.data.name is {name!r}, whose {key} has the shape {shape}; '
+      f'training needs one shape for all examples, (H, W, C) or (D,){hint}'
+    )
+  if label.shape != () or not _numbers(label) or not _numbers(features[key]):
+    raise config_lib.UserError(
+      f'config.data.name is {name!r}, whose {key} is {features[key]} and '
+      f'whose label is {label}; training needs numbers, one a label'
+    )
+  pixels = np.dtype(features[key].np_dtype) == np.uint8
+  whole = np.issubdtype(np.dtype(label.np_dtype), np.integer)
+  specs = {
+    key: records.Spec(shape, np.dtype(np.uint8 if pixels else np.float32)),
+    'label': records.Spec((), np.dtype(np.int32 if whole else np.float32)),
+  }
+  if isinstance(label, tfds.features.ClassLabel):
+    return specs, tuple(label.names)
+  return specs, None
 
 
 def _numbers(feature) -> bool:
@@ -174,26 +245,30 @@ def _numbers(feature) -> bool:
   return np.issubdtype(np.dtype(feature.np_dtype), np.number)
 
 
-def _decode(builder, split: str, input_key: str):
-  """The number of examples, and an iterator over {input_key, 'label'}."""
+def _source(name: str, builder, split: str):
+  """TFDS's data source over the split's records, as bytes."""
+  import tensorflow_datasets as tfds
+
   try:
-    source = builder.as_data_source(split)
+    return builder.as_data_source(
+      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
   except NotImplementedError:
     raise config_lib.UserError(
-      f'config.data.name is {builder.name!r}, whose files at '
-      f'{builder.data_path} are {builder.info.file_format}, which needs '
-      'TensorFlow; prepare it with file_format="array_record"'
+      f'config.data.name is {name!r}, whose files at {builder.data_path} are '
+      f'{builder.info.file_format}, which needs TensorFlow; prepare it with '
+      'file_format="array_record"'
     ) from None
 
-  def examples():
-    for example in source:
-      inputs, label = np.asarray(example[input_key]), example['label']
-      if inputs.dtype != np.uint8:
-        inputs = inputs.astype(np.float32)
-      whole = np.issubdtype(np.asarray(label).dtype, np.integer)
-      yield {
-        input_key: inputs,
-        'label': np.asarray(label, np.int32 if whole else np.float32),
-      }
 
-  return len(source), examples()
+def _decode(split: records.Records):
+  """The number of examples, and an iterator over them, as the cache takes."""
+
+  def examples():
+    for start in range(0, len(split), _CHUNK):
+      stop = min(start + _CHUNK, len(split))
+      chunk = split.take(np.arange(start, stop))
+      for i in range(stop - start):
+        yield {key: values[i] for key, values in chunk.items()}
+
+  return len(split), examples()

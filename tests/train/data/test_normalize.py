@@ -8,8 +8,8 @@ from train import step
 from train.data import normalize
 from train.data import sources
 
-# More than the 4,096 examples that are read at a time, and far from 0: one
-# pass over squares, or float32 sums, would not give five digits.
+# More than the 128 examples that are read at a time, and far from 0: plain
+# sums of squares, or of float32, would not give five digits.
 N = 5000
 FEATURES = (
   np.random.default_rng(0).normal([1e4, 0, -3], [1, 5, 0.01], (N, 3))

@@ -1,0 +1,77 @@
+"""Which of a dataset's examples are used: some classes, or a few examples."""
+
+import dataclasses
+
+import numpy as np
+
+from train import config as config_lib
+from train.data import sources
+
+
+def pick_classes(
+  dataset: sources.Dataset, classes: tuple[int, ...]
+) -> sources.Dataset:
+  """Only the examples of these classes, which are numbered anew from 0.
+
+  Args:
+    dataset: with classes as labels.
+    classes: their numbers, in the order of the new ones; () for all.
+
+  Raises:
+    UserError: the data has no such class, one is given twice, there is only
+      one, or the data is read record by record.
+  """
+  if not classes:
+    return dataset
+  there = range(len(dataset.classes or ()))
+  if (
+    not all(type(c) is int and c in there for c in classes)
+    or len(set(classes)) != len(classes)
+    or len(classes) < 2
+  ):
+    has = f'the classes 0 to {len(there) - 1}' if there else 'no classes'
+    raise config_lib.UserError(
+      f'config.data.classes is {classes}; it takes two or more different '
+      f'numbers, and {dataset.name} has {has}'
+    )
+  numbers = np.full(len(there), -1, np.int32)
+  numbers[list(classes)] = np.arange(len(classes))
+  splits = {}
+  for name, split in dataset.splits.items():
+    if not isinstance(split, sources.Split):
+      raise config_lib.UserError(
+        f'config.data.classes is {classes}, but {dataset.name} is read record '
+        'by record, where labels are not known beforehand'
+      )
+    labels = numbers[split.arrays['label']]
+    splits[name] = sources.Split(
+      split.arrays | {'label': labels}, np.flatnonzero(labels >= 0)
+    )
+  return dataclasses.replace(
+    dataset,
+    splits=splits,
+    classes=tuple(dataset.classes[c] for c in classes),
+  )
+
+
+def limit(
+  dataset: sources.Dataset, max_examples: int | None
+) -> sources.Dataset:
+  """At most so many training examples, chosen by a fixed key.
+
+  The key is not the run's seed: runs with other seeds see the same examples.
+
+  Raises:
+    UserError: there are not so many.
+  """
+  if max_examples is None:
+    return dataset
+  train = dataset.splits['train']
+  if max_examples > len(train):
+    raise config_lib.UserError(
+      f'config.data.max_examples is {max_examples}; {dataset.name} has '
+      f'{len(train)} training examples'
+    )
+  order = np.random.default_rng(1).permutation(len(train))
+  few = train.part(np.sort(order[:max_examples]))
+  return dataclasses.replace(dataset, splits=dataset.splits | {'train': few})

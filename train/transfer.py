@@ -1,0 +1,155 @@
+"""Starting from the parameters of another run: config.init_from.
+
+A model's last layer, its head, belongs to the classes it was trained on: where
+the shapes differ it stays new. Everything else must fit, or be named in
+config.init_new.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import pathlib
+import re
+
+import jax
+
+from train import checkpoint
+from train import config as config_lib
+from train import paths
+from train import program as program_lib
+from train import state as state_lib
+from train import workdir as workdir_lib
+from train import writer
+
+_HEAD = 'head/'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """Where parameters come from, and which.
+
+  Attributes:
+    workdir: of the other run.
+    config: its own.
+    step: of the checkpoint.
+    params: path -> shape of each parameter that is taken.
+    batch_stats: path -> shape of each running statistic that is taken.
+    new: the paths of the parameters that are not.
+  """
+
+  workdir: pathlib.Path
+  config: config_lib.Config
+  step: int
+  params: dict[paths.Path, jax.ShapeDtypeStruct]
+  batch_stats: dict[paths.Path, jax.ShapeDtypeStruct]
+  new: list[paths.Path]
+
+
+def check(program: program_lib.Program):
+  """Raises UserError if config.init_from cannot be used."""
+  if program.config.init_from is not None:
+    _find(program)
+
+
+def initial_state(
+  program: program_lib.Program, say: Callable[[str], None]
+) -> state_lib.TrainState:
+  """The state before the first step, its parameters new or from init_from.
+
+  Raises:
+    UserError: config.init_from is no workdir with a checkpoint, or what is
+      there does not fit this model.
+  """
+  if program.config.init_from is None:
+    return program.init()
+  source = _find(program)
+  wanted = {
+    _name(source.config): paths.unflatten(source.params),
+    'batch_stats': paths.unflatten(source.batch_stats),
+  }
+  with _open(source.workdir, source.config, say) as checkpoints:
+    restored = checkpoints.restore_part(source.step, wanted)
+  new = ', '.join(map(paths.spelled, source.new)) or 'none'
+  say(
+    f'init_from: {len(source.params)} parameters of {source.workdir}, step '
+    f'{source.step}; new: {new}'
+  )
+  return program.init(restored[_name(source.config)], restored['batch_stats'])
+
+
+def _name(config: config_lib.Config) -> str:
+  """What the other run is evaluated with."""
+  return 'params' if config.ema_decay is None else 'ema_params'
+
+
+def _open(workdir, config, say) -> checkpoint.Checkpoints:
+  scores = writer.scores(workdir, config)
+  return checkpoint.Checkpoints(
+    workdir, config, scores, say=say, read_only=True
+  )
+
+
+def _find(program: program_lib.Program) -> _Source:
+  config = program.config
+  found = re.fullmatch(r'(.*?)(?::(best|latest|\d+))?', config.init_from)
+  workdir, word = pathlib.Path(found[1]).absolute(), found[2] or 'best'
+  field = f'config.init_from is {config.init_from!r}'
+  try:
+    source = workdir_lib.read_config(workdir)
+  except config_lib.UserError as error:
+    raise config_lib.UserError(f'{field}: {error}') from None
+  if source.optimizer['name'].startswith('schedule_free'):
+    raise config_lib.UserError(
+      f'{field}, which {source.optimizer["name"]} trained: its parameters for '
+      'evaluation are not in the checkpoint'
+    )
+  with _open(workdir, source, lambda line: None) as checkpoints:
+    try:
+      step = checkpoints.find(word)
+    except config_lib.UserError as error:
+      raise config_lib.UserError(f'{field}: {error}') from None
+  try:
+    theirs, their_stats = map(paths.flatten, program_lib.shapes(source))
+  except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
+    raise config_lib.UserError(
+      f'{field}, whose model cannot be made: {config_lib.first_line(error)}'
+    ) from None
+  ours, our_stats = map(paths.flatten, program_lib.shapes(config))
+  paths.check_patterns('init_new', config.init_new, ours)
+
+  def is_new(path):
+    return any(paths.matches(p, path) for p in config.init_new)
+
+  def fits(path, ours, theirs):
+    return path in theirs and theirs[path].shape == ours[path].shape
+
+  new = [p for p in ours if is_new(p) or not fits(p, ours, theirs)]
+  heads = [p for p in ours if paths.spelled(p).startswith(_HEAD)]
+  if set(heads) & set(new):  # A head is one: its bias fits any inputs.
+    new = [p for p in ours if p in new or p in heads]
+  for path in new:
+    name = paths.spelled(path)
+    if not is_new(path) and not name.startswith(_HEAD):
+      there = theirs[path].shape if path in theirs else 'not'
+      raise config_lib.UserError(
+        f'{field}, where {name} is {there}; here it is {ours[path].shape}. '
+        f'Give the same model, or --config.init_new={name} to begin it anew'
+      )
+  taken = {path: ours[path] for path in ours if path not in new}
+  if not taken:
+    raise config_lib.UserError(f'{field}, of which nothing is taken')
+  stats = {
+    path: our_stats[path]
+    for path in our_stats
+    if fits(path, our_stats, their_stats) and not is_new(path)
+  }
+  everywhere = jax.sharding.NamedSharding(
+    program.mesh, jax.sharding.PartitionSpec()
+  )
+
+  def placed(leaves):
+    return {
+      path: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere)
+      for path, s in leaves.items()
+    }
+
+  return _Source(workdir, source, step, placed(taken), placed(stats), new)
