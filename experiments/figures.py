@@ -32,7 +32,9 @@ def show(workdir: pathlib.Path, split: str, final: dict[str, float]):
   lines = writer.read(workdir / workdir_lib.METRICS)
   step = next(line['step'] for line in lines if 'test/loss' in line)
   tested = workdir / 'evaluations' / f'{split}-{step}.json'
-  if picture := confusion(workdir, json.loads(tested.read_text())):
+  if not tested.exists():
+    progress.say(f'{tested} was removed: no confusion matrix is drawn')
+  elif picture := confusion(workdir, json.loads(tested.read_text())):
     pictures.append(picture)
   rows = {key: f'{value:.4f}' for key, value in final.items()}
   rows |= {

@@ -65,7 +65,11 @@ def main(argv: Sequence[str]):
     f'{config.model["name"]}: '
     f'{models.count_parameters(program.model):,} parameters'
   )
-  progress.say(optim.rates_at_quarters(program.schedule, config.total_steps))
+  progress.say(
+    optim.rates_at_quarters(
+      program.schedule, config.total_steps, config.schedule['name']
+    )
+  )
   progress.say(f'workdir: {workdir}')
   final = loop.run(program, workdir)
 

@@ -202,6 +202,8 @@ def _check_data(name: str, value: Any):
   elif isinstance(value, tuple | list):
     for item in value:
       _check_data(name, item)
+  elif isinstance(value, str) and '\0' in value:
+    raise config_lib.UserError(f'{name} is {value!r}; it takes no NUL')
   elif isinstance(value, float) and not math.isfinite(value):
     raise config_lib.UserError(f'{name} is {value}; it must be finite')
   elif not isinstance(value, str | int | float | None):

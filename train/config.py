@@ -93,12 +93,17 @@ class Config:
   grad_clip_value: float | None = None  # Of each number, before the norm's.
   grad_clip_norm: float | None = None  # Of all gradients together.
   # Pattern -> factor on the learning rate of the parameters whose path starts
-  # so, as {'blocks/0': 0.1}; the first that matches counts, and 0.0 freezes.
+  # so, as {'blocks/0': 0.1}; the first that matches counts, and 0.0 freezes
+  # (parameters: the running statistics of a frozen norm go on).
   rate_multipliers: Block = dataclasses.field(default_factory=dict)
-  ema_decay: float | None = None  # Evaluates a running mean of the parameters.
+  # Evaluates a running mean of the parameters, m = d m + (1 - d) w, where d is
+  # the least of this and (1 + step) / (10 + step).
+  ema_decay: float | None = None
   accumulate: int = 1  # Parts of a batch that are computed one by one.
   dtype: str = 'float32'  # Of computing; parameters are float32.
-  init_from: str | None = None  # Another workdir, as DIR, DIR:latest, DIR:300.
+  # Another workdir's best checkpoint, or DIR:latest, DIR:300; read once, when
+  # the run begins.
+  init_from: str | None = None
   init_new: tuple = ()  # Patterns of what is not taken from there.
   tensorboard: bool = False  # Writes events for TensorBoard too.
 
@@ -161,16 +166,10 @@ def in_steps(value: int | str, steps_per_epoch: float) -> int:
 def tuples(value: Any) -> Any:
   """Lists as tuples, however deep: a config holds no lists."""
   if isinstance(value, Mapping):
-    return {_key(k): tuples(v) for k, v in value.items()}
+    return {k: tuples(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
     return tuple(tuples(v) for v in value)
   return value
-
-
-def _key(key: Any) -> Any:
-  """JSON has string keys alone: boundaries in steps come back as numbers."""
-  whole = isinstance(key, str) and re.fullmatch(r'-?\d+', key)
-  return int(key) if whole else key
 
 
 def to_json(config: Config) -> str:
@@ -186,10 +185,21 @@ def from_json(text: str) -> Config:
   """
   try:
     values = tuples(json.loads(text))
+    for name in BLOCKS:
+      if name in values:
+        block = values[name].items()
+        values[name] = {key: _numbered(value) for key, value in block}
     parts = {n: cls(**values.pop(n, {})) for n, cls in PARTS.items()}
     return Config(**parts, **values)
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f'config.json cannot be read: {error}') from None
+
+
+def _numbered(value: Any) -> Any:
+  """JSON has string keys alone: boundaries in steps come back as numbers."""
+  if not isinstance(value, dict) or not all(map(str.isdecimal, value)):
+    return value
+  return {int(key): item for key, item in value.items()}
 
 
 def digest(config: Config) -> str:

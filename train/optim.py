@@ -43,9 +43,8 @@ REFUSED = {
   'piecewise_interpolate_schedule and sgdr_schedule join by numbers',
 }
 
-# These find their own rate, or train other parameters than are evaluated: what
-# is done to an update after them, in units of the rate, would mean something
-# else.
+# These find their own rate, or train other parameters than are evaluated: L1's
+# threshold, which is in units of the rate, would mean something else.
 _OWN_RATE = (
   'cocob', 'dadapt_adamw', 'dog', 'dowg', 'lbfgs', 'momo', 'momo_adam',
   'polyak_sgd', 'prodigy', 'schedule_free_adamw', 'schedule_free_sgd',
@@ -144,13 +143,20 @@ def create_schedule(block: config_lib.Block, total_steps: int):
   return schedule
 
 
-def rates_at_quarters(schedule, total_steps: int) -> str:
-  """One line: the rate at 0, 25, 50, 75 and 100 % of the run."""
+def rates_at_quarters(schedule, total_steps: int, name: str) -> str:
+  """One line: the rate at 0, 25, 50, 75 and 100 % of the run.
+
+  Args:
+    schedule: step -> learning rate.
+    total_steps: of the run.
+    name: the schedule's.
+  """
+  note = ', until evaluations lower it' if name == PLATEAU else ''
   rates = [
     f'{float(schedule(round(share * total_steps))):.3g} at {share:.0%}'
     for share in (0, 0.25, 0.5, 0.75, 1)
   ]
-  return 'learning rate: ' + ', '.join(rates)
+  return 'learning rate: ' + ', '.join(rates) + note
 
 
 def _lookup(field: str, name: str, table: dict[str, Any]) -> Any:

@@ -44,6 +44,7 @@ def check_names(config: config_lib.Config):
   loss = config.loss or next(iter(task.losses))
   losses.create(config.task, loss, config.label_smoothing)
   _check_optimizer(config)
+  augment.check_names(config.data.augment)
   if config.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise config_lib.UserError(
       'config.tensorboard is true, which needs tensorboardX; install it with '
@@ -101,6 +102,11 @@ def resolve(
     raise config_lib.UserError(
       f'config.data.batch_size is {config.data.batch_size}; {dataset.name} has '
       f'{examples} training examples'
+    )
+  if config.data.batch_size == 1 and augment.mixes(config.data.augment):
+    raise config_lib.UserError(
+      'config.data.augment mixes an example with the next of its batch, but '
+      'config.data.batch_size is 1'
     )
   return dataclasses.replace(
     config,

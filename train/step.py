@@ -133,11 +133,12 @@ def make_train_step(
     params = paths.join(trained, frozen)
     ema_params = state.ema_params
     if config.ema_decay is not None:
+      # The first values, which are random, are soon forgotten.
+      seen = (1 + state.step) / (10 + state.step)
+      decay = jnp.minimum(config.ema_decay, seen)
       # So written that a parameter which stays keeps its mean to the last bit.
       ema_params = jax.tree.map(
-        lambda mean, w: mean + (1 - config.ema_decay) * (w - mean),
-        ema_params,
-        params,
+        lambda mean, w: mean + (1 - decay) * (w - mean), ema_params, params
       )
     grad_norm = optax.tree.norm(grads)
     metrics |= {

@@ -64,17 +64,31 @@ class Writer:
     self.lines = [
       line
       for line in self.lines
-      if line['step'] <= step and not _is(line, 'test')
+      if line['step'] <= step and not self._is_outdated(line, step)
     ]
     _rewrite(self._metrics, self.lines)
-    for beyond in [scored for scored in self.scores if scored > step]:
-      del self.scores[beyond]
+    standing = {line['step'] for line in self.lines if _is(line, 'eval')}
+    for gone in self.scores.keys() - standing:
+      del self.scores[gone]
     timing = [line for line in read(self._timing) if line['step'] <= step]
     _rewrite(self._timing, timing)
     self._first_step = step
     if self._config.tensorboard:
       self._open_events()
     self.start_clock(step)
+
+  def _is_outdated(self, line: dict[str, Any], step: int) -> bool:
+    """Whether a run never ended before would not have this line.
+
+    A test; and what was logged or evaluated because an earlier total_steps
+    ended here, between the cadences.
+    """
+    if _is(line, 'test'):
+      return True
+    every = self._config.eval_every
+    if _is(line, 'train'):
+      every = self._config.log_every
+    return line['step'] == step < self._config.total_steps and step % every != 0
 
   def finished(self) -> dict[str, float] | None:
     """The 'test' values of a run that has ended, or None."""

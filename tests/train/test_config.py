@@ -126,7 +126,7 @@ def test_tuples_and_boundaries_in_steps_come_back_as_such():
 
 def test_lists_become_tuples_however_deep():
   value = {'a': [1, [2, {'5': [3]}]], 'b': 'x'}
-  assert config_lib.tuples(value) == {'a': (1, (2, {5: (3,)})), 'b': 'x'}
+  assert config_lib.tuples(value) == {'a': (1, (2, {'5': (3,)})), 'b': 'x'}
 
 
 def test_json_has_every_field_in_order_and_ends_a_line():

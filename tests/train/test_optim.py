@@ -245,7 +245,7 @@ def test_a_warm_up_is_no_length_that_follows_total_steps():
 
 def test_the_rates_at_the_quarters_are_one_line():
   schedule = schedule_of('linear_schedule', init_value=0.4, end_value=0.0)
-  assert optim.rates_at_quarters(schedule, TOTAL_STEPS) == (
+  assert optim.rates_at_quarters(schedule, TOTAL_STEPS, '') == (
     'learning rate: 0.4 at 0%, 0.3 at 25%, 0.2 at 50%, 0.1 at 75%, 0 at 100%'
   )
 

@@ -387,11 +387,11 @@ def test_without_the_mask_biases_decay_too():
 def test_the_mask_covers_the_part_of_muon_that_is_adam():
   """Biases and norms are Adam's there, which has a decay of its own."""
   arguments = {'weight_decay': 0.5, 'adam_weight_decay': 0.5}
-  try:
-    tx = _create('muon', 0.1, arguments, weight_decay_mask=True)
-  except config_lib.UserError:
-    return
-  plain = _updates(_create('muon', 0.1))
+  with pytest.raises(config_lib.UserError, match='adam_weight_decay'):
+    _create('muon', 0.1, arguments, weight_decay_mask=True)
+  del arguments['adam_weight_decay']
+  tx = _create('muon', 0.1, arguments, weight_decay_mask=True)
+  plain = _updates(_create('muon', 0.1, {'weight_decay': 0.0}))
   np.testing.assert_array_equal(_updates(tx)['bias'], plain['bias'])
 
 

@@ -296,17 +296,17 @@ def test_penalized_regression_ends_where_scikit_learn_does(
 
 
 def test_the_running_mean_is_its_recursion_and_is_what_is_evaluated():
-  """m = d m + (1 - d) w after every step, from the first parameters."""
-  decay = 0.9
+  """m = d m + (1 - d) w, with d = min(decay, (1 + t) / (10 + t)) at step t."""
+  decay = 0.4  # Reached at t = 5.
   program = _program(model={'name': 'mlp', 'widths': (4,)}, ema_decay=decay)
   batches, state = _batches(program), program.init()
   mean = {k: np.float64(v) for k, v in _host(state.params).items()}
   for path, value in _host(state.ema_params).items():
     np.testing.assert_array_equal(value, mean[path])
-  for _ in range(12):
+  for t in range(12):
     state, _ = program.train_step(state, next(batches))
-    now = _host(state.params)
-    mean = {k: decay * m + (1 - decay) * now[k] for k, m in mean.items()}
+    now, d = _host(state.params), min(decay, (1 + t) / (10 + t))
+    mean = {k: d * m + (1 - d) * now[k] for k, m in mean.items()}
   evaluated, now = _host(program.eval_params(state)), _host(state.params)
   assert mean.keys() == evaluated.keys()
   for path, expected in mean.items():

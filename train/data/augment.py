@@ -59,6 +59,7 @@ _LIMITS = {
   'magnitude': (0, randaugment.MAX_MAGNITUDE),
 }
 _FIELD = 'data.augment'
+_SUPPLIED = ('key', 'image', 'x', 'other')  # What `create` passes itself.
 
 
 def create(blocks: Sequence[config_lib.Block], input_key: str) -> Callable:
@@ -126,11 +127,25 @@ def resolve(
       block,
       function,
       given=_given(field, block, input_key, input_shape),
-      supplied=('key', 'image', 'x', 'other'),
+      supplied=_SUPPLIED,
     )
     _check_ranges(field, block, dataset_name, input_key, input_shape)
     resolved.append(block)
   return tuple(resolved)
+
+
+def check_names(augment: Sequence[str | config_lib.Block]):
+  """Raises UserError for what cannot be, whatever the data are."""
+  for i, block in enumerate(_listed(augment)):
+    field = f'{_FIELD}.{i}'
+    function = blocks_lib.lookup(field, block['name'], AUGMENTATIONS)
+    given = {'padding': 0, 'size': 0}
+    blocks_lib.resolve(field, block, function, given=given, supplied=_SUPPLIED)
+
+
+def mixes(augment: Sequence[str | config_lib.Block]) -> bool:
+  """Whether examples are mixed with each other."""
+  return any(block['name'] in MIXES for block in _listed(augment))
 
 
 def _listed(augment) -> list[config_lib.Block]:

@@ -196,8 +196,10 @@ def _find(name: str, file: File, places: list) -> pathlib.Path | None:
     found = _digest(path)
     if found == file.sha256:
       return path
-    # MNIST and Fashion-MNIST call their files the same.
-    if found in {f.sha256 for files in FILES.values() for f in files}:
+    # MNIST and Fashion-MNIST call their files the same; and outside a folder
+    # of the dataset's own, a file of that name may be anything.
+    others = {f.sha256 for files in FILES.values() for f in files}
+    if found in others or place.name != name:
       continue
     raise config_lib.UserError(
       f'{path} is not the original file of {name}: its SHA-256 is '
@@ -275,8 +277,8 @@ def _transfer(file: File, partial: pathlib.Path, there: int, say) -> int:
   with response:
     if there and response.status != 206:
       there = 0  # The server ignores ranges and sends everything.
-    length = response.headers.get('Content-Length')
-    if length is not None and there + int(length) != file.size:
+    length = response.headers.get('Content-Length', '')
+    if length.isdecimal() and there + int(length) != file.size:
       partial.unlink(missing_ok=True)
       if there:
         return _transfer(file, partial, 0, say)

@@ -64,11 +64,16 @@ def find_or_prepare(
   if not prepared:
     raise config_lib.UserError(
       f'config.data.name is {name!r}, which is not prepared at '
-      f'{builder.data_path}; set config.data.data_dir or TFDS_DATA_DIR to the '
-      'folder that holds it, or prepare it with tfds.builder('
+      f'{builder.data_path} ({_first_sentence(builder.info.description)}); set '
+      'config.data.data_dir or TFDS_DATA_DIR to the folder that holds it, or '
+      'prepare it, where TensorFlow is installed too, with tfds.builder('
       f'{name!r}, file_format="array_record").download_and_prepare()'
     )
   return builder
+
+
+def _first_sentence(text: str) -> str:
+  return ' '.join(text.split()).partition('. ')[0]
 
 
 def _prepare(kind: type, data_dir: str | None, say):
@@ -77,10 +82,16 @@ def _prepare(kind: type, data_dir: str | None, say):
 
   name = kind.name
   folder = cache.root() / 'tfds'
+  # Not in data_dir, which a mistake must not change.
+  lock = cache.root() / 'locks' / name
   if data_dir:
     folder = pathlib.Path(data_dir).expanduser()
+    if not folder.is_dir():
+      raise config_lib.UserError(
+        f'config.data.data_dir is {data_dir!r}, which is no folder'
+      )
   try:
-    with downloads.hold(folder / name, name, say):
+    with downloads.hold(lock, name, say):
       builder = _open(kind, folder)
       if builder.is_prepared():
         return builder

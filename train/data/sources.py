@@ -122,10 +122,10 @@ def load(
   specs, classes = _layout(name, builder.info.features, image_size)
   info = pathlib.Path(builder.data_path) / 'dataset_info.json'
   # Two folders may hold the same version from different files.
-  print_ = hashlib.sha256(info.read_bytes()).hexdigest()[:8]
+  fingerprint = hashlib.sha256(info.read_bytes()).hexdigest()[:8]
   if image_size:
-    print_ += f'-{image_size}'
-  folder = cache.root() / 'decoded' / builder.info.full_name / print_
+    fingerprint += f'-{image_size}'
+  folder = cache.root() / 'decoded' / builder.info.full_name / fingerprint
   sizes = {
     split: builder.info.splits[split].num_examples
     for split in ('train', 'validation', 'test')

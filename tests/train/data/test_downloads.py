@@ -428,7 +428,7 @@ def test_no_network_is_said_with_what_to_do(folder, table, monkeypatch):
 def test_a_wrong_file_that_was_found_is_named_and_left_alone(
   folder, table, server, tmp_path, by_hand
 ):
-  place = tmp_path / 'mine' if by_hand else folder
+  place = tmp_path / 'mine' / folder.name if by_hand else folder
   put(place, 'labels.gz', b'mine')
   refused(
     place / 'labels.gz',

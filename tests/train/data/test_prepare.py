@@ -43,11 +43,12 @@ def test_a_data_dir_is_where_a_dataset_is_prepared(
   mnist, folders, tmp_path, name
 ):
   there = tmp_path / 'there'
+  there.mkdir()
   builder = find(name, there)
   assert builder.data_path == there / 'mnist' / '3.0.1'
   assert not (folders / 'tfds').exists()
   # Of TFDS's own folders for downloads there is none.
-  assert {p.name for p in there.iterdir()} <= {'mnist', 'mnist.lock'}
+  assert {p.name for p in there.iterdir()} == {'mnist'}
   again = find(name, there, pytest.fail)
   originals.check_images(list(again.as_data_source('test')), *mnist['test'])
 
@@ -67,6 +68,7 @@ def test_what_tfds_has_prepared_in_its_own_folder_comes_first(
   mnist, folders, tmp_path, monkeypatch
 ):
   own = tmp_path / 'own'
+  own.mkdir()
   find('mnist', own)
   monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(own))
   assert find('mnist', None, pytest.fail).data_path.is_relative_to(own)
@@ -76,6 +78,7 @@ def test_files_of_tfds_that_need_tensorflow_give_way_to_ours(
   mnist, folders, tmp_path, monkeypatch
 ):
   own = tmp_path / 'own'
+  own.mkdir()
   info = find('mnist', own).data_path / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
   monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(own))
@@ -97,6 +100,15 @@ def test_the_real_mnist_that_tfds_prepared_comes_first(tmp_path, monkeypatch):
       *(28, 28, 1),
     )
   assert not list(tmp_path.iterdir())
+
+
+def test_a_data_dir_that_is_not_there_is_one_line_and_is_not_made(
+  mnist, tmp_path
+):
+  line = refused('mnist', tmp_path / 'typo')
+  assert 'config.data.data_dir' in line
+  assert 'no folder' in line
+  assert not (tmp_path / 'typo').exists()
 
 
 def test_a_data_dir_that_cannot_be_written_is_one_line(mnist, tmp_path):
