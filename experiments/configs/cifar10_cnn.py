@@ -2,8 +2,11 @@ r"""The course's CNN on CIFAR-10: three convolutions, one hidden layer.
 
   python -m experiments.launch --config=cifar10_cnn
 
-Cost: TODO
-Result: TODO
+Cost: 13 minutes on two shared cores of an AMD EPYC; a download of 170 MB.
+Result: not measured on CIFAR-10 itself. On its images stored as JPEG at quality
+75, which is another task: 72.5 % of 10,000 test images (one seed).
+Measured by python -m experiments.benchmark --suite=results \
+    --configs=cifar10_cnn --seeds=1
 """
 
 from train import config

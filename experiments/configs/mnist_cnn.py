@@ -2,8 +2,10 @@ r"""CNN with 32 and 64 filters and batch norm on MNIST, shifted at random.
 
   python -m experiments.launch --config=mnist_cnn
 
-Cost: TODO
-Result: TODO
+Cost: 6 minutes once the data is there, on two shared cores of an AMD EPYC.
+Result: 99.1 % of 10,000 test images (three seeds: 99.1 to 99.2).
+Measured by python -m experiments.benchmark --suite=results \
+    --configs=mnist_cnn --seeds=3
 """
 
 from train import config

@@ -9,8 +9,12 @@ As digits_transfer, with images of 28x28 and 30,596 of them for the source.
   python -m experiments.launch --config=mnist_few_labels:features
   python -m experiments.launch --config=mnist_few_labels:scratch
 
-Cost: TODO
-Result: TODO
+Cost: 90 s for the source, then 5 s each, on two cores of an AMD EPYC.
+Result, of 4,861 test images, mean and range of five seeds after one source:
+finetune 62.3 % (61.6 to 63.1), freeze 62.3 % (61.4 to 63.1), features 61.1 %
+(60.5 to 61.8), scratch 53.3 % (51.2 to 54.8).
+Measured by python -m experiments.benchmark --suite=results \
+    --configs=mnist_few_labels:finetune,mnist_few_labels:scratch,...
 """
 
 import dataclasses

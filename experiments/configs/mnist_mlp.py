@@ -2,8 +2,10 @@ r"""MLP 784-256-128-10 on MNIST.
 
   python -m experiments.launch --config=mnist_mlp
 
-Cost: TODO
-Result: TODO
+Cost: 18 s once imported and the data is there, on two cores of an AMD EPYC.
+Result: 98.2 % of 10,000 test images (three seeds: 98.2 to 98.3).
+Measured by python -m experiments.benchmark --suite=results \
+    --configs=mnist_mlp --seeds=3
 """
 
 from train import config
