@@ -215,6 +215,7 @@ def test_a_signal_during_the_imports_stops_before_training(
     check_equal(workdir, unbroken)
 
 
+@pytest.mark.slow
 @both(signal.SIGTERM)
 def test_a_signal_while_compiling_is_heard_after_it(unbroken, tmp_path, signum):
   workdir = tmp_path / 'run'
@@ -234,6 +235,7 @@ def test_a_signal_while_compiling_is_heard_after_it(unbroken, tmp_path, signum):
   check_equal(workdir, unbroken)
 
 
+@pytest.mark.slow
 @both(signal.SIGINT)
 def test_a_signal_while_evaluating_saves_and_evaluates_again(tmp_path, signum):
   workdir, unbroken = tmp_path / 'run', tmp_path / 'unbroken'

@@ -575,6 +575,7 @@ def test_logging_evaluating_and_saving_change_no_parameter(tmp_path):
   assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_changes_no_parameter(tmp_path, run):
   words = [
     '--config=digits_mlp',
@@ -698,6 +699,7 @@ def test_with_true_labels_it_learns(tmp_path):
   assert final['test/accuracy'] > 0.9
 
 
+@pytest.mark.slow
 def test_with_shuffled_labels_the_test_accuracy_stays_at_chance(tmp_path):
   dataset = sources.load('digits')
   train = dataset.splits['train'].arrays

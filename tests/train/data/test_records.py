@@ -291,7 +291,9 @@ def test_batches_are_those_of_the_cache_for_any_number_of_workers(both):
       equal(a, b)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+  'workers', [0, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_batch_of_records_is_the_same_from_whatever_step_it_is_reached(
   both, workers
 ):
