@@ -38,7 +38,9 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   'seeds', 5, 'seeds of results', lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_list('configs', [], 'configs of results', flag_values=FLAGS)
+flags.DEFINE_list(
+  'configs', [], 'configs of results and loop', flag_values=FLAGS
+)
 
 
 def main(argv: Sequence[str]):
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]):
   elif FLAGS.suite == 'loop':
     from experiments.benchmarks import loop
 
-    loop.main(FLAGS.rounds)
+    loop.main(FLAGS.configs, FLAGS.rounds)
   elif FLAGS.suite == 'augment':
     from experiments.benchmarks import augment
 

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from train import config as config_lib
@@ -157,7 +158,8 @@ class Checkpoints:
 
   def _guarded(self, act: Callable):
     try:
-      act()
+      with jax.transfer_guard('allow'):  # Orbax reads the arrays its own way.
+        act()
     except (OSError, ValueError, RuntimeError) as error:
       self.failed = error
       self._say(

@@ -28,9 +28,9 @@ def _costs(config: config_lib.Config, scores: Mapping[int, float]):
 def should_stop(config: config_lib.Config, scores: Mapping[int, float]) -> bool:
   """Whether `patience` evaluations have passed since the best one."""
   patience = config.early_stopping.patience
-  costs = _costs(config, scores)
-  if patience is None or not costs:
+  if patience is None or not scores:
     return False
+  costs = _costs(config, scores)
   return len(costs) - 1 - costs.index(min(costs)) >= patience
 
 
@@ -49,15 +49,16 @@ def rate_scale(config: config_lib.Config, scores: Mapping[int, float]) -> float:
   """
   if config.schedule['name'] != optim.PLATEAU:
     return 1.0
-  update, state = _plateau(
-    config.schedule['factor'],
-    config.schedule['patience'],
-    config.schedule['cooldown'],
-    config.schedule['min_value'] / config.schedule['value'],
-  )
-  for cost in _costs(config, scores):
-    state = update(state, cost)
-  return float(state.scale)
+  with jax.transfer_guard('allow'):  # Which the loop forbids.
+    update, state = _plateau(
+      config.schedule['factor'],
+      config.schedule['patience'],
+      config.schedule['cooldown'],
+      config.schedule['min_value'] / config.schedule['value'],
+    )
+    for cost in _costs(config, scores):
+      state = update(state, cost)
+    return float(state.scale)
 
 
 def judged(

@@ -38,8 +38,9 @@ def evaluate(
     `loss` and the task's metrics as means, `count`, and for classes
     `per_class` and `confusion`.
   """
-  totals = program.zero_totals()
-  params = state.params if params == 'raw' else program.eval_params(state)
+  with jax.transfer_guard('allow'):  # Which the loop forbids.
+    totals = program.zero_totals()
+    params = state.params if params == 'raw' else program.eval_params(state)
   batches = pipeline.eval_batches(
     program.dataset.splits[split],
     program.config.data.batch_size,

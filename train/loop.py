@@ -70,7 +70,8 @@ def run(
     )  # fmt: skip
     writer.resume(step)  # Lines may be ahead of the newest checkpoint.
     progress.start(step)
-    state, step = fit(program, state, step, writer, checkpoints)
+    with jax.transfer_guard('disallow'):  # A hidden wait is an error.
+      state, step = fit(program, state, step, writer, checkpoints)
     checkpoints.require(step)
     state, step = checkpoints.restore_final(program, state, step)
     # Where there is a validation part, test was never looked at until here.
@@ -133,8 +134,7 @@ def fit(
         return state, step
       if is_due(config.eval_every):
         state = control.judged(state, config, writer.scores)
-      with jax.transfer_guard('disallow'):  # A hidden wait is an error.
-        state, metrics = program.train_step(state, next(batches))
+      state, metrics = program.train_step(state, next(batches))
       step += 1
       writer.stepped(step, metrics)
       if is_due(config.log_every):

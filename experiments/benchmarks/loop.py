@@ -15,13 +15,14 @@ from train import config as config_lib
 CASES = {'mnist_cnn': 80, 'mnist_mlp': 2_000}
 
 
-def main(rounds: int):
+def main(configs: list[str], rounds: int):
   """Prints each case's steps a second, ratio, and share of time waiting.
 
   The bare step is what one would write by hand: one jitted step of the same
   model, optimizer and metrics, on one batch that lies on the device.
   """
-  for name, steps in CASES.items():
+  for name in configs or CASES:
+    steps = CASES[name]
     config = _timed(command.load_config(name, [])[0], steps)
     measured = []
     for _ in range(rounds):  # In turn: what slows one slows the other.
