@@ -51,9 +51,7 @@ class CNN(nnx.Module):
       raise ValueError(
         f'image_shape {tuple(image_shape)} is not (height, width, channels)'
       )
-    if pool not in layers.POOLS:
-      names = ', '.join(map(str, layers.POOLS))
-      raise ValueError(f'pool {pool!r} is unknown; there are {names}')
+    self.pool = layers.lookup('pool', pool, layers.POOLS)
     height, width, channels = image_shape
     kwargs = {'dtype': dtype, 'param_dtype': param_dtype, 'rngs': rngs}
     blocks, norms = [], []
@@ -88,7 +86,6 @@ class CNN(nnx.Module):
     )
     self.head = nnx.Linear(sizes[-1], num_classes, **kwargs)
     self.activation = layers.activation(activation)
-    self.pool = layers.POOLS[pool]
     self.dropout = layers.dropout(dropout)
 
   def __call__(self, image: jax.Array, *, train=False, rngs=None) -> jax.Array:

@@ -3,6 +3,9 @@
 Shapes: B batch, H W C image.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -25,13 +28,17 @@ ACTIVATIONS = {
 }
 
 
+def lookup(argument: str, name: Any, table: Mapping[Any, Any]) -> Any:
+  """table[name], or a ValueError that lists what `argument` takes."""
+  if name not in table:
+    names = ', '.join(map(str, table))
+    raise ValueError(f'{argument} {name!r} is unknown; there are {names}')
+  return table[name]
+
+
 def activation(name: str):
   """The function of that name, or a ValueError that lists the names."""
-  if name not in ACTIVATIONS:
-    raise ValueError(
-      f'activation {name!r} is unknown; there are {", ".join(ACTIVATIONS)}'
-    )
-  return ACTIVATIONS[name]
+  return lookup('activation', name, ACTIVATIONS)
 
 
 def max_pool(image: jax.Array, window: int = 2, stride: int = 2) -> jax.Array:
@@ -66,6 +73,16 @@ def dropout(rate: float) -> nnx.Dropout:
   return nnx.Dropout(rate)
 
 
+def stochastic_depth(rate: float, ndim: int) -> nnx.Dropout:
+  """Drops a residual branch [B, ...] of `ndim` axes for a share of examples.
+
+  What stays is divided by 1 - rate (Huang et al. 2016, as timm scales it).
+  """
+  if not isinstance(rate, int | float) or not 0 <= rate < 1:
+    raise ValueError(f'stochastic_depth is {rate}; it takes a share from 0 to 1')
+  return nnx.Dropout(rate, broadcast_dims=tuple(range(1, ndim)))
+
+
 class Norm(nnx.Module):
   """'batch', 'layer', 'group', 'instance' norm, or None for no norm.
 
@@ -96,10 +113,8 @@ class Norm(nnx.Module):
       self.norm = nnx.GroupNorm(features, num_groups=groups, **kwargs)
     elif name == 'instance':
       self.norm = nnx.InstanceNorm(features, **kwargs)
-    elif name is not None:
-      raise ValueError(
-        f'norm {name!r} is unknown; there are {", ".join(map(str, self.NAMES))}'
-      )
+    else:
+      lookup('norm', name, dict.fromkeys(self.NAMES))
 
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     if self.name is None:

@@ -117,7 +117,12 @@ def check(config: config_lib.Config) -> config_lib.Config:
       set(data.normalize) == {'mean', 'std'}, 'data.normalize',
       "it takes {'mean': (...), 'std': (...)}",
     )  # fmt: skip
-  for path in ('data.max_examples', 'data.image_size', 'accumulate'):
+  for path in (
+    'data.max_examples',
+    'data.image_size',
+    'data.sequence_length',
+    'accumulate',
+  ):
     value = config_lib.get(config, path)
     require(value is None or value >= 1, path, 'it must be at least 1')
   require(data.num_workers >= 0, 'data.num_workers', 'it must be at least 0')

@@ -46,6 +46,7 @@ class Data:
   classes: tuple = ()  # Only these, numbered anew, as (0, 1); () for all.
   max_examples: int | None = None  # Only so many of the training examples.
   image_size: int | None = None  # Height and width, where images vary.
+  sequence_length: int | None = None  # Of a text's windows; None: the data's.
   num_workers: int = 0  # Processes that decode a set larger than memory.
 
 

@@ -3,7 +3,7 @@
 A task says how a model's outputs and a batch become predictions and targets; a
 loss turns these into one number an example.
 
-Shapes: B batch, K classes, D numbers an example.
+Shapes: B batch, K classes, D numbers an example, T positions of a sequence.
 """
 
 from collections.abc import Callable
@@ -57,18 +57,36 @@ class Task:
 
   Attributes:
     losses: name -> loss of (predictions, targets); the first is the default.
-      Elementwise losses are averaged over each example.
-    num_outputs: how many numbers the model gives for an example of `dataset`.
+      Losses of elements or positions are averaged over each example.
+    num_classes: how many numbers the model gives for `dataset`: an example, or
+      a position where the targets are tokens.
     pair: (outputs [B, ...], batch) -> (predictions, targets).
-    labels: 'classes', 'two classes' or 'numbers': what the data's label must
-      be, or None where it is not read.
+    labels: 'classes', 'two classes', 'numbers' or 'tokens': what the data's
+      label must be, or None where it is not read.
   """
 
   losses: dict[str, PerExample]
-  num_outputs: Callable[[sources.Dataset], int]
+  num_classes: Callable[[sources.Dataset], int]
   pair: Callable[[jax.Array, dict], tuple[jax.Array, jax.Array]]
   labels: str | None
 
+  def num_outputs(self, dataset: sources.Dataset) -> int:
+    """How many numbers the model gives for an example of `dataset`."""
+    positions = 1
+    if self.labels == 'tokens':
+      positions = math.prod(dataset.splits['train'].specs['targets'].shape)
+    return positions * self.num_classes(dataset)
+
+
+# logits [B, T, K], targets int [B, T], -1 where nothing is asked.
+_TOKENS = Task(
+  losses={
+    _SMOOTHED: optax.losses.softmax_cross_entropy_with_integer_labels,
+  },
+  num_classes=lambda dataset: len(dataset.classes),
+  pair=lambda logits, batch: (logits, batch['targets'].astype(jnp.int32)),
+  labels='tokens',
+)
 
 TASKS = {
   # logits [B, K], labels int [B]. The loss is -log softmax(logits)[label]: no
@@ -82,7 +100,7 @@ TASKS = {
         'multiclass_perceptron_loss',
       )
     },
-    num_outputs=lambda dataset: len(dataset.classes),
+    num_classes=lambda dataset: len(dataset.classes),
     pair=lambda logits, batch: (logits, batch['label']),
     labels='classes',
   ),
@@ -93,7 +111,7 @@ TASKS = {
       'hinge_loss': _signed(optax.losses.hinge_loss),
       'perceptron_loss': _signed(optax.losses.perceptron_loss),
     },
-    num_outputs=lambda dataset: 1,
+    num_classes=lambda dataset: 1,
     pair=lambda logits, batch: (
       logits[:, 0],
       batch['label'].astype(logits.dtype),
@@ -103,7 +121,7 @@ TASKS = {
   # One number [B, 1], labels float [B].
   'regression': Task(
     losses=_DISTANCES,
-    num_outputs=lambda dataset: 1,
+    num_classes=lambda dataset: 1,
     pair=lambda outputs, batch: (
       outputs[:, 0],
       batch['label'].astype(outputs.dtype),
@@ -116,13 +134,17 @@ TASKS = {
     | {
       'sigmoid_binary_cross_entropy': optax.losses.sigmoid_binary_cross_entropy
     },
-    num_outputs=lambda dataset: math.prod(dataset.input_shape),
+    num_classes=lambda dataset: math.prod(dataset.input_shape),
     pair=lambda outputs, batch: (
       outputs.reshape(outputs.shape[0], -1),
       batch['input'].reshape(outputs.shape[0], -1),
     ),
     labels=None,
   ),
+  # A class for each position: tags, or the next character of a text.
+  'token_classification': _TOKENS,
+  # The same of another sequence than the input; judged as a whole, too.
+  'sequence_to_sequence': _TOKENS,
 }
 
 
@@ -151,7 +173,16 @@ def create(task: str, loss: str, label_smoothing: float = 0.0) -> Callable:
 
   def loss_fn(outputs, batch):
     predictions, targets = task.pair(outputs, batch)
+    if task.labels == 'tokens':
+      values = function(predictions, jnp.maximum(targets, 0))
+      return mean_over_positions(values, targets >= 0)
     values = function(predictions, targets).astype(jnp.float32)
     return values.reshape(values.shape[0], -1).mean(-1)
 
   return loss_fn
+
+
+def mean_over_positions(values: jax.Array, asked: jax.Array) -> jax.Array:
+  """float32 [B], the mean of [B, T] where `asked`; 0 where nothing is."""
+  total = jnp.where(asked, values.astype(jnp.float32), 0).sum(-1)
+  return total / jnp.maximum(asked.sum(-1), 1)

@@ -3,7 +3,7 @@
 Evaluation adds up such numbers, the count and the confusion matrix on the
 devices, and divides once at the end: every example counts once.
 
-Shapes: B batch, K classes.
+Shapes: B batch, K classes, T positions of a sequence.
 """
 
 from collections.abc import Callable
@@ -34,6 +34,18 @@ def _distance(predictions, targets):
   }
 
 
+def _tokens(logits, targets):
+  right = logits.argmax(-1) == targets
+  return {'accuracy': losses.mean_over_positions(right, targets >= 0)}
+
+
+def _sequences(logits, targets):
+  # Each answer is given after the right ones before it, so that all are right
+  # just where a decoder that reads its own answers would give them.
+  right = (logits.argmax(-1) == targets) | (targets < 0)
+  return _tokens(logits, targets) | {'sequence_accuracy': right.all(-1)}
+
+
 # task -> (predictions, targets) -> metric -> [B].
 METRICS = {
   'classification': _classification,
@@ -42,6 +54,8 @@ METRICS = {
   },
   'regression': _distance,
   'reconstruction': _distance,
+  'token_classification': _tokens,
+  'sequence_to_sequence': _sequences,
 }
 
 # The metric that judges a task, unless config.best_metric names another.
@@ -50,6 +64,8 @@ _JUDGE = {
   'binary_classification': 'accuracy',
   'regression': 'mean_squared_error',
   'reconstruction': 'mean_squared_error',
+  'token_classification': 'accuracy',
+  'sequence_to_sequence': 'sequence_accuracy',
 }
 
 # task -> predictions -> the predicted class int [B], for the confusion matrix.
@@ -92,9 +108,11 @@ def create_confusion(task: str, num_classes: int) -> Callable | None:
 
 def names(task: str, num_outputs: int) -> tuple[str, ...]:
   """What is reported of a task, its loss first."""
-  outputs = (1, num_outputs) if task == 'classification' else (1,)
+  labels = (1, 1) if losses.TASKS[task].labels == 'tokens' else (1,)
+  logits = task == 'classification' or len(labels) == 2
+  outputs = (*labels, num_outputs) if logits else labels
   found = jax.eval_shape(
-    METRICS[task], jnp.zeros(outputs), jnp.zeros((1,), jnp.int32)
+    METRICS[task], jnp.zeros(outputs), jnp.zeros(labels, jnp.int32)
   )
   return ('loss', *found)
 

@@ -97,6 +97,7 @@ def create(
       config.data.name,
       config.data.data_dir,
       image_size=config.data.image_size,
+      sequence_length=config.data.sequence_length,
       say=say,
     )
   dataset = subset.pick_classes(dataset, config.data.classes)
@@ -244,11 +245,14 @@ def _create_model(
       gives another number of outputs than the task needs.
   """
   name = config.model['name']
-  shape = jax.ShapeDtypeStruct((2, *dataset.input_shape), jnp.float32)
   wanted = losses.TASKS[config.task].num_outputs(dataset)
+
+  def outputs(batch):
+    return step_lib.apply(_model(config, nnx.Rngs(0)), batch)[0]
+
   try:
     model = nnx.eval_shape(lambda: _model(config, nnx.Rngs(0)))
-    outputs = jax.eval_shape(lambda x: _model(config, nnx.Rngs(0))(x), shape)
+    outputs = jax.eval_shape(outputs, model_inputs(dataset, 2))
   except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
     raise config_lib.UserError(
       f'config.model: {name} cannot be made: {config_lib.first_line(error)}'
@@ -259,6 +263,23 @@ def _create_model(
       f'task {config.task} on {dataset.name} needs {wanted}'
     )
   return model
+
+
+def model_inputs(
+  dataset: sources.Dataset, batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """The shapes of what step.apply gives the model: 'input', and the extras."""
+  specs = dataset.splits['train'].specs
+  numbers = jnp.int32 if dataset.input_key == 'tokens' else jnp.float32
+  shapes = {'input': (dataset.input_shape, numbers)} | {
+    key: (specs[key].shape, specs[key].dtype)
+    for key in sources.EXTRAS
+    if key in specs
+  }
+  return {
+    key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+    for key, (shape, dtype) in shapes.items()
+  }
 
 
 def _eval_batch_shape(config, dataset):

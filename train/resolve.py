@@ -6,6 +6,7 @@ compiled: each mistake is one UserError.
 
 import dataclasses
 import importlib.util
+import math
 
 import optax
 
@@ -34,11 +35,12 @@ def check_names(config: config_lib.Config):
   task = blocks.lookup('task', config.task, losses.TASKS)
   if config.loss is not None:
     blocks.lookup('loss', config.loss, task.losses)
+  given = ('image_shape', 'num_classes', 'num_features', 'vocab_size')
   blocks.resolve(
     'model',
     config.model,
     blocks.lookup('model.name', config.model['name'], models.MODELS),
-    given={'image_shape': (), 'num_classes': 0},
+    given=dict.fromkeys(given),
     supplied=_SUPPLIED,
   )
   loss = config.loss or next(iter(task.losses))
@@ -89,8 +91,8 @@ def resolve(
       f'config.total_epochs is {config.total_epochs}, which makes '
       f'{total_steps} steps; there can be 2**31 - 1'
     )
-  num_outputs = task.num_outputs(dataset)
-  best_metric = _best_metric(config, num_outputs)
+  num_classes = task.num_classes(dataset)
+  best_metric = _best_metric(config, num_classes)
   shape = config.model.get('image_shape', dataset.input_shape)
   if shape != dataset.input_shape:
     raise config_lib.UserError(
@@ -123,6 +125,7 @@ def resolve(
     loss=loss,
     data=dataclasses.replace(
       config.data,
+      sequence_length=dataset.sequence_length,
       normalize=normalize.resolve(config.data.normalize, dataset),
       augment=augment.resolve(
         config.data.augment,
@@ -135,15 +138,49 @@ def resolve(
       'model',
       config.model,
       blocks.lookup('model.name', config.model['name'], models.MODELS),
-      given={
-        'image_shape': dataset.input_shape,
-        'num_classes': num_outputs,
-      },
+      given=_inputs(config.model['name'], dataset)
+      | {'num_classes': num_classes},
       supplied=_SUPPLIED,
     ),
     optimizer=optim.resolve_optimizer(config.optimizer),
     schedule=optim.resolve_schedule(config.schedule, total_steps),
   )
+
+
+def _inputs(name: str, dataset: sources.Dataset) -> config_lib.Block:
+  """What a model is told of its inputs, by the names of its arguments.
+
+  A sequence model reads an image row by row, and a row of numbers one by one.
+  """
+  shape = dataset.input_shape
+  takes = blocks.arguments(models.MODELS[name])
+  extras = [
+    key for key in sources.EXTRAS if key in dataset.splits['train'].specs
+  ]
+  reads = blocks.arguments(models.MODELS[name].__call__)
+  for key in extras:
+    if key not in reads:
+      raise config_lib.UserError(
+        f'config.model.name is {name!r}, which reads no {key}; {dataset.name} '
+        f'has {", ".join(extras)}'
+      )
+  if dataset.vocabulary is None or dataset.input_key != 'tokens':
+    if 'vocab_size' in takes and 'num_features' not in takes:
+      raise config_lib.UserError(
+        f'config.model.name is {name!r}, which reads tokens; {dataset.name} '
+        f'has numbers of shape {shape}'
+      )
+    return {
+      'image_shape': shape,
+      'num_features': math.prod(shape[1:]),
+      'vocab_size': None,
+    }
+  if 'vocab_size' not in takes:
+    raise config_lib.UserError(
+      f'config.model.name is {name!r}, which reads numbers; {dataset.name} has '
+      'tokens, which sequence models read'
+    )
+  return {'num_features': None, 'vocab_size': len(dataset.vocabulary)}
 
 
 def _best_metric(config: config_lib.Config, num_outputs: int) -> str:
@@ -164,15 +201,21 @@ def _best_metric(config: config_lib.Config, num_outputs: int) -> str:
 
 def _check_labels(name: str, task: losses.Task, dataset: sources.Dataset):
   classes = len(dataset.classes) if dataset.classes else None
+  specs = dataset.splits['train'].specs
   fits = {
-    'classes': classes is not None,
-    'two classes': classes == 2,
-    'numbers': classes is None,
-    None: True,
+    'classes': 'label' in specs and classes is not None,
+    'two classes': 'label' in specs and classes == 2,
+    'numbers': 'label' in specs and classes is None,
+    'tokens': 'targets' in specs and classes is not None,
+    None: dataset.input_key != 'tokens',
   }
   if not fits[task.labels]:
-    has = f'{classes} classes' if classes else 'a number as label'
+    if 'label' not in specs:
+      has = 'targets that are tokens'
+    else:
+      has = f'{classes} classes' if classes else 'a number as label'
     raise config_lib.UserError(
-      f'config.task is {name!r}, which needs {task.labels}; '
+      f'config.task is {name!r}, which needs '
+      f'{task.labels or "numbers as input"}; '
       f'{dataset.name} has {has}'
     )

@@ -16,6 +16,7 @@ from train import optim
 from train import paths
 from train import state as state_lib
 from train.data import pipeline
+from train.data import sources
 
 # Streams of random numbers within a step.
 _DROPOUT = 0
@@ -23,18 +24,40 @@ _AUGMENT = 1  # Then the place in the batch.
 
 
 def make_prepare(input_key: str, normalize: dict | None) -> Callable:
-  """prepare(batch) -> batch with 'input', float32: (x - mean) / std."""
+  """prepare(batch) -> batch with 'input', float32: (x - mean) / std.
+
+  Tokens are int32 and stay as they are.
+  """
   mean, std = 0.0, 1.0
   if normalize is not None:
     mean = jnp.asarray(normalize['mean'], jnp.float32)
     std = jnp.asarray(normalize['std'], jnp.float32)
 
   def prepare(batch):
-    return batch | {
-      'input': (batch[input_key].astype(jnp.float32) - mean) / std
-    }
+    x = batch[input_key]
+    if input_key == 'tokens':
+      return batch | {'input': x.astype(jnp.int32)}
+    return batch | {'input': (x.astype(jnp.float32) - mean) / std}
 
   return prepare
+
+
+def apply(model, batch, **kwargs) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The model's outputs [B, ...], float32 or wider, and {'penalty': [B]}.
+
+  Beside 'input' the model gets what else the batch has of sources.EXTRAS, by
+  name. A model may return (outputs, penalty): what the outputs cannot tell, as
+  a variational autoencoder's divergence, is added to each example's loss. Where
+  it does not, the dict is empty.
+  """
+  extras = {key: batch[key] for key in sources.EXTRAS if key in batch}
+  outputs = model(batch['input'], **extras, **kwargs)
+  penalty = {}
+  if isinstance(outputs, tuple):
+    outputs, per_example = outputs
+    penalty = {'penalty': per_example.astype(jnp.float32)}
+  dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+  return outputs.astype(dtype), penalty
 
 
 def make_train_step(
@@ -78,11 +101,13 @@ def make_train_step(
     def compute_loss(trained, batch_stats, batch, key):
       params = paths.join(trained, frozen)
       model = nnx.merge(graphdef, params, batch_stats, copy=True)
-      outputs = model(batch['input'], train=True, rngs=nnx.Rngs(dropout=key))
-      outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+      outputs, penalty = apply(
+        model, batch, train=True, rngs=nnx.Rngs(dropout=key)
+      )
       batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-      loss = _mixed(loss_fn, outputs, batch).mean()
-      measured = {k: v.mean() for k, v in measure(outputs, batch).items()}
+      loss = (_mixed(loss_fn, outputs, batch) + sum(penalty.values())).mean()
+      measured = measure(outputs, batch) | penalty
+      measured = {k: v.mean() for k, v in measured.items()}
       objective = loss
       if config.l2:
         objective += optim.l2_penalty(trained, config.l2)
@@ -166,7 +191,7 @@ def make_train_step(
 
 def _example_keys(key, batch):
   """A key for each place of the batch, [B]."""
-  places = jnp.arange(batch['label'].shape[0])
+  places = jnp.arange(len(jax.tree.leaves(batch)[0]))
   key = jax.random.fold_in(key, _AUGMENT)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, places)
 
@@ -226,9 +251,10 @@ def make_eval_step(graphdef, *, prepare, loss_fn, measure, count) -> Callable:
   def eval_step(params, batch_stats, totals, batch):
     batch = prepare(batch)
     model = nnx.merge(graphdef, params, batch_stats, copy=True)
-    outputs = model(batch['input'], train=False).astype(jnp.float32)
+    outputs, penalty = apply(model, batch, train=False)
     mask = batch['mask']
-    values = {'loss': loss_fn(outputs, batch), **measure(outputs, batch)}
+    loss = loss_fn(outputs, batch) + sum(penalty.values())
+    values = {'loss': loss, **measure(outputs, batch), **penalty}
     # where, not a product: a nan in the padding must not reach the sum.
     sums = {key: jnp.where(mask, value, 0) for key, value in values.items()}
     sums['count'] = mask.astype(jnp.int32)

@@ -61,6 +61,7 @@ CHANGES = [
   ('data.classes', (0, 1)),
   ('data.max_examples', 100),
   ('data.image_size', 224),
+  ('data.sequence_length', 64),
   ('data.num_workers', 4),
   ('early_stopping.patience', 5),
   ('early_stopping.metric', 'eval/loss'),

@@ -73,6 +73,8 @@ def create(blocks: Sequence[config_lib.Block], input_key: str) -> Callable:
   """
 
   def augment(keys, batch):
+    if not blocks:
+      return batch
     x = batch[input_key].astype(jnp.float32)
     mixed = {}
     for i, block in enumerate(blocks):
@@ -170,6 +172,11 @@ def _listed(augment) -> list[config_lib.Block]:
 
 
 def _check_fits(field, name, earlier, dataset_name, input_key):
+  if input_key == 'tokens':
+    raise config_lib.UserError(
+      f'config.{field} is {name!r}; {dataset_name} holds tokens, which are not '
+      'augmented'
+    )
   if input_key != 'image' and name not in OF_ROWS:
     raise config_lib.UserError(
       f'config.{field} is {name!r}, which needs images; {dataset_name} has '

@@ -25,12 +25,19 @@ def resolve(
   and [-1, 1]. Where a channel is constant, std is 1.
 
   Of records.Records, 8,192 examples chosen evenly stand for all: an estimate.
+  Tokens are not numbers, and None for every word.
 
   Raises:
     UserError: a mean or std of another length than the channels, or a std of 0.
   """
   channels = dataset.input_shape[-1]
-  if normalize is None:
+  tokens = dataset.input_key == 'tokens'
+  if tokens and isinstance(normalize, dict):
+    raise config_lib.UserError(
+      f'config.data.normalize is {normalize}; {dataset.name} holds tokens, '
+      'which are not scaled'
+    )
+  if normalize is None or tokens:
     return None
   if isinstance(normalize, dict):
     for key, values in normalize.items():

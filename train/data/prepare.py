@@ -9,6 +9,7 @@ import sys
 from train import config as config_lib
 from train.data import cache
 from train.data import downloads
+from train.data import synthetic
 
 
 def find_or_prepare(
@@ -48,7 +49,7 @@ def find_or_prepare(
     raise config_lib.UserError(
       f'config.data.name is {name!r}, which neither TFDS nor this project '
       f'knows; {", ".join(builders.BUILDERS)} are downloaded, '
-      f'{", ".join(embedded.BUILDERS)} need no download'
+      f'{", ".join([*embedded.BUILDERS, *synthetic.DATASETS])} need no download'
     ) from None
   except Exception as error:  # A version or a config that TFDS does not have.
     raise config_lib.UserError(

@@ -17,14 +17,20 @@ from train import progress
 from train.data import cache
 from train.data import prepare
 from train.data import records
+from train.data import synthetic
+from train.data import text
 
 # What is larger when it is decoded stays in its files, and is decoded as it is
 # read. Below, decoding once costs less than the first epoch.
 CACHED_BYTES = 16 * 2**30
 _CHUNK = 256  # Records decoded at once into the cache.
 _NAME = re.compile(r'[a-z0-9_]+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?')
-# The keys of one example that the models read.
-INPUTS = ('image', 'features')
+# The keys of one example that the models read: pixels or numbers, and tokens.
+INPUTS = ('image', 'features', 'tokens')
+# What else a model is given, by these names, where the data has it: the length
+# of each sequence, and what a decoder reads.
+EXTRAS = ('lengths', 'decoder_tokens')
+_WINDOW = 128  # Characters of a text, unless config.data.sequence_length.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +82,20 @@ class Dataset:
 
   name: str
   splits: dict[str, Split | records.Records]
-  classes: tuple[str, ...] | None = None  # None: the label is a number.
+  # Of 'label', or of each of 'targets'; None: they are numbers.
+  classes: tuple[str, ...] | None = None
+  vocabulary: tuple[str, ...] | None = None  # What the tokens stand for.
+  sequence_length: int | None = None  # Where it can be chosen.
 
   @property
   def input_key(self) -> str:
-    """'image', or 'features' for rows of numbers."""
+    """'image', 'features' for rows of numbers, or 'tokens'."""
     specs = self.splits['train'].specs
     return next(key for key in INPUTS if key in specs)
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """The shape of one input: (H, W, C) or (D,)."""
+    """The shape of one input: (H, W, C), (D,), or (T,) of tokens."""
     return self.splits['train'].specs[self.input_key].shape
 
 
@@ -95,6 +104,7 @@ def load(
   data_dir: str | None = None,
   *,
   image_size: int | None = None,
+  sequence_length: int | None = None,
   say: Callable[[str], None] = progress.say,
 ) -> Dataset:
   """The dataset of that name, decoded on first use, or as it is read.
@@ -105,20 +115,31 @@ def load(
       own folder. Embedded datasets are prepared in the cache, or here.
     image_size: S: each image's shorter side is resized to S and the middle
       taken, uint8 [S, S, C]. None: images stay as they are.
+    sequence_length: T: of the windows of a text, or of synthetic sequences.
     say: takes lines for the user.
 
   Raises:
     UserError: no such dataset, it is not prepared, or it holds something else
-      than images or rows of numbers with a label; or image_size is missing, or
-      given where there are no images; or, while records are decoded, one that
-      is broken or has a label that is no class.
+      than a text, or images or rows of numbers with a label; or image_size is
+      missing, or given where there are no images; or sequence_length is given
+      where it has no meaning, or too long; or, while records are decoded, one
+      that is broken or has a label that is no class.
   """
   if not _NAME.fullmatch(name):
     raise config_lib.UserError(
       f'config.data.name is {name!r}; it takes a name as digits, mnist or '
       'mnist:3.0.1'
     )
+  if name in synthetic.DATASETS:
+    return _synthetic(name, image_size, sequence_length)
   builder = prepare.find_or_prepare(name, data_dir, say)
+  if set(builder.info.features) == {'text'}:
+    return _text(name, builder, image_size, sequence_length)
+  if sequence_length:
+    raise config_lib.UserError(
+      f'config.data.sequence_length is {sequence_length}; {name} has examples '
+      'of their own length, so it must be None'
+    )
   specs, classes = _layout(name, builder.info.features, image_size)
   info = pathlib.Path(builder.data_path) / 'dataset_info.json'
   # Two folders may hold the same version from different files.
@@ -187,7 +208,68 @@ def hold_out(dataset: Dataset, fraction: float) -> Dataset:
   }
   if 'test' not in dataset.splits:
     parts['test'] = dataset.splits['validation']
-  return Dataset(dataset.name, dataset.splits | parts, dataset.classes)
+  return dataclasses.replace(dataset, splits=dataset.splits | parts)
+
+
+def _synthetic(
+  name: str, image_size: int | None, sequence_length: int | None
+) -> Dataset:
+  """Sequences made by a rule."""
+  _refuse_image_size(name, image_size)
+  make, default, least, most = synthetic.DATASETS[name]
+  length = default if sequence_length is None else sequence_length
+  if not least <= length <= most:
+    raise config_lib.UserError(
+      f'config.data.sequence_length is {length}; {name} takes {least} to {most}'
+    )
+  splits, vocabulary = make(length)
+  return Dataset(
+    name,
+    {split: Split(arrays) for split, arrays in splits.items()},
+    classes=vocabulary,
+    vocabulary=vocabulary,
+    sequence_length=length,
+  )
+
+
+def _text(
+  name: str, builder, image_size: int | None, sequence_length: int | None
+) -> Dataset:
+  """Windows of the text of each split; a target is the character after."""
+  _refuse_image_size(name, image_size)
+  length = _WINDOW if sequence_length is None else sequence_length
+  texts = {
+    split: '\n'.join(
+      example['text'].decode() for example in builder.as_data_source(split)
+    )
+    for split in ('train', 'validation', 'test')
+    if split in builder.info.splits
+  }
+  least = min(map(len, texts.values()))
+  if least <= length:
+    raise config_lib.UserError(
+      f'config.data.sequence_length is {length}; the shortest split of {name} '
+      f'has {least} characters'
+    )
+  vocabulary = text.vocabulary(texts)
+  return Dataset(
+    name,
+    {
+      split: Split(text.windows(text.encode(whole, vocabulary), length))
+      for split, whole in texts.items()
+    },
+    classes=vocabulary,
+    vocabulary=vocabulary,
+    sequence_length=length,
+  )
+
+
+def _refuse_image_size(name: str, image_size: int | None):
+  if image_size:
+    raise config_lib.UserError(
+      f'config.data.image_size is {image_size}; {name} holds sequences, so it '
+      'must be None'
+    )
 
 
 def _layout(
@@ -200,11 +282,13 @@ def _layout(
   """
   import tensorflow_datasets as tfds
 
-  key = next((k for k in INPUTS if k in features and 'label' in features), None)
+  inputs = ('image', 'features')
+  key = next((k for k in inputs if k in features and 'label' in features), None)
   if key is None:
     raise config_lib.UserError(
       f'config.data.name is {name!r}, whose examples hold '
-      f'{", ".join(features)}; training needs image or features, and label'
+      f'{", ".join(features)}; training needs image or features, and label, or '
+      'text alone'
     )
   shape, label = features[key].shape, features['label']
   if image_size:

@@ -23,7 +23,8 @@ def pick_classes(
   """
   if not classes:
     return dataset
-  there = range(len(dataset.classes or ()))
+  labelled = 'label' in dataset.splits['train'].specs
+  there = range(len(dataset.classes or ()) if labelled else 0)
   if (
     not all(type(c) is int and c in there for c in classes)
     or len(set(classes)) != len(classes)

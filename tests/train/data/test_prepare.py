@@ -158,4 +158,4 @@ def test_a_version_that_is_not_ours_is_left_to_tfds(folders):
 def test_an_unknown_name_is_told_what_there_is(folders):
   line = refused('nmist')
   assert 'mnist, fashion_mnist, cifar10, cifar100, tiny_shakespeare' in line
-  assert 'digits, breast_cancer, diabetes need no download' in line
+  assert 'diabetes, adding, reversal, mackey_glass need no download' in line

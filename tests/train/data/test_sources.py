@@ -391,7 +391,8 @@ def test_an_unknown_dataset_is_refused_with_the_names_that_need_no_download(
   name,
 ):
   assert refused(name).endswith(
-    'digits, breast_cancer, diabetes need no download'
+    'digits, breast_cancer, diabetes, adding, reversal, mackey_glass need '
+    'no download'
   )
 
 
@@ -425,8 +426,8 @@ def test_a_dataset_without_a_split_to_train_on_is_refused(tmp_path):
 def test_a_dataset_of_another_layout_is_refused(tmp_path):
   prepare(
     tmp_path,
-    features={'text': tfds.features.Text()},
-    example=staticmethod(lambda i, split: {'text': 'to be'}),
+    features={'text': tfds.features.Text(), 'title': tfds.features.Text()},
+    example=staticmethod(lambda i, split: {'text': 'to be', 'title': 'to'}),
   )
   line = refused('tiny', str(tmp_path))
   assert 'text' in line
