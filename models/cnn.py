@@ -47,17 +47,14 @@ class CNN(nnx.Module):
       head_widths=head_widths,
       kernel_size=kernel_size,
     )
-    if len(image_shape) != 3:
-      raise ValueError(
-        f'image_shape {tuple(image_shape)} is not (height, width, channels)'
-      )
+    layers.check_image_shape(image_shape)
     self.pool = layers.lookup('pool', pool, layers.POOLS)
     height, width, channels = image_shape
     kwargs = {'dtype': dtype, 'param_dtype': param_dtype, 'rngs': rngs}
     blocks, norms = [], []
     for features in widths:
       blocks.append(
-        nnx.Conv(
+        layers.Conv(
           channels,
           features,
           (kernel_size, kernel_size),

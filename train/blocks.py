@@ -79,7 +79,7 @@ def resolve(
     default = parameter.default
     if key in block:
       _check_kind(f'config.{field}.{key}', block[key], parameter)
-      resolved[key] = block[key]
+      resolved[key] = _as_word(block[key], parameter)
     elif key in given:
       resolved[key] = given[key]
     elif default is inspect.Parameter.empty:
@@ -101,6 +101,12 @@ def spelled(block: config_lib.Block) -> str:
   """The block for messages: "name is 'sgd' (momentum=0.9)"."""
   listed = ', '.join(f'{k}={v!r}' for k, v in kwargs(block).items())
   return f'name is {block["name"]!r}' + (f' ({listed})' if listed else '')
+
+
+def _as_word(value: Any, parameter: inspect.Parameter) -> Any:
+  """'50' of 50 where a word is meant, as in --config.model.variant=50."""
+  is_number = type(value) in (int, float)
+  return str(value) if parameter.annotation is str and is_number else value
 
 
 def _check_kind(name: str, value: Any, parameter: inspect.Parameter):
