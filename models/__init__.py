@@ -8,15 +8,40 @@ logits = model(image, train=True, rngs=nnx.Rngs(dropout=key))
 from flax import nnx
 import jax
 
+from models import convert  # noqa: F401 - models.convert, with the models
+from models.alexnet import AlexNet
+from models.autoencoder import Autoencoder
 from models.cnn import CNN
+from models.convnext import ConvNeXt
+from models.densenet import DenseNet
+from models.lenet import LeNet
 from models.linear import Linear
 from models.mlp import MLP
+from models.resnet import ResNet
+from models.resnet import ResNeXt
+from models.rnn import GRU
+from models.rnn import LSTM
+from models.rnn import RNN
+from models.seq2seq import Seq2Seq
+from models.vit import ViT
 
 # One line a model: the name in a config, and its class.
 MODELS = {
   'linear': Linear,
   'mlp': MLP,
   'cnn': CNN,
+  'lenet': LeNet,
+  'alexnet': AlexNet,
+  'resnet': ResNet,
+  'resnext': ResNeXt,
+  'densenet': DenseNet,
+  'convnext': ConvNeXt,
+  'vit': ViT,
+  'autoencoder': Autoencoder,
+  'rnn': RNN,
+  'gru': GRU,
+  'lstm': LSTM,
+  'seq2seq': Seq2Seq,
 }
 
 

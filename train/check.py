@@ -178,7 +178,7 @@ def _check_recipe(config: config_lib.Config, require):
   require(
     config.init_from is None
     or (config.init_from != '' and config.init_from.isprintable()),
-    'init_from', 'it takes a workdir',
+    'init_from', 'it takes a workdir, or a .safetensors or .npz file',
   )  # fmt: skip
   require(
     config.init_from is not None or not config.init_new,

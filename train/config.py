@@ -102,8 +102,8 @@ class Config:
   ema_decay: float | None = None
   accumulate: int = 1  # Parts of a batch that are computed one by one.
   dtype: str = 'float32'  # Of computing; parameters are float32.
-  # Another workdir's best checkpoint, or DIR:latest, DIR:300; read once, when
-  # the run begins.
+  # Another workdir's best checkpoint, or DIR:latest, DIR:300; or another
+  # library's weights, FILE.safetensors or FILE.npz. Read when the run begins.
   init_from: str | None = None
   init_new: tuple = ()  # Patterns of what is not taken from there.
   tensorboard: bool = False  # Writes events for TensorBoard too.

@@ -1,17 +1,21 @@
-"""Starting from the parameters of another run: config.init_from.
+"""Starting from the parameters of another run, or a file: config.init_from.
 
 A model's last layer, its head, belongs to the classes it was trained on: where
 the shapes differ it stays new. Everything else must fit, or be named in
-config.init_new.
+config.init_new. A file, of another library's weights, is read as arrays and
+never executed.
 """
 
 from collections.abc import Callable
 import dataclasses
+import os
 import pathlib
 import re
 
 import jax
 
+from models import convert
+from models.convert import files
 from train import checkpoint
 from train import config as config_lib
 from train import paths
@@ -46,7 +50,11 @@ class _Source:
 
 def check(program: program_lib.Program):
   """Raises UserError if config.init_from cannot be used."""
-  if program.config.init_from is not None:
+  if program.config.init_from is None:
+    return
+  if _is_file(program.config.init_from):
+    _read(program)
+  else:
     _find(program)
 
 
@@ -56,11 +64,16 @@ def initial_state(
   """The state before the first step, its parameters new or from init_from.
 
   Raises:
-    UserError: config.init_from is no workdir with a checkpoint, or what is
-      there does not fit this model.
+    UserError: config.init_from is no workdir with a checkpoint and no file of
+      weights, or what is there does not fit this model.
   """
   if program.config.init_from is None:
     return program.init()
+  if _is_file(program.config.init_from):
+    params, batch_stats, report = _read(program)
+    for line in str(report).splitlines():
+      say(f'init_from: {line}')
+    return program.init(params, batch_stats)
   source = _find(program)
   wanted = {
     _name(source.config): paths.unflatten(source.params),
@@ -92,7 +105,7 @@ def _find(program: program_lib.Program) -> _Source:
   config = program.config
   found = re.fullmatch(r'(.*?)(?::(best|latest|\d+))?', config.init_from)
   workdir, word = pathlib.Path(found[1]).absolute(), found[2] or 'best'
-  field = f'config.init_from is {config.init_from!r}'
+  field = _field(config)
   try:
     source = workdir_lib.read_config(workdir)
   except config_lib.UserError as error:
@@ -115,32 +128,12 @@ def _find(program: program_lib.Program) -> _Source:
     ) from None
   ours, our_stats = map(paths.flatten, program_lib.shapes(config))
   paths.check_patterns('init_new', config.init_new, ours)
-
-  def is_new(path):
-    return any(paths.matches(p, path) for p in config.init_new)
-
-  def fits(path, ours, theirs):
-    return path in theirs and theirs[path].shape == ours[path].shape
-
-  new = [p for p in ours if is_new(p) or not fits(p, ours, theirs)]
-  heads = [p for p in ours if paths.spelled(p).startswith(_HEAD)]
-  if set(heads) & set(new):  # A head is one: its bias fits any inputs.
-    new = [p for p in ours if p in new or p in heads]
-  for path in new:
-    name = paths.spelled(path)
-    if not is_new(path) and not name.startswith(_HEAD):
-      there = theirs[path].shape if path in theirs else 'not'
-      raise config_lib.UserError(
-        f'{field}, where {name} is {there}; here it is {ours[path].shape}. '
-        f'Give the same model, or --config.init_new={name} to begin it anew'
-      )
+  new = _new(config, ours, theirs)
   taken = {path: ours[path] for path in ours if path not in new}
-  if not taken:
-    raise config_lib.UserError(f'{field}, of which nothing is taken')
   stats = {
     path: our_stats[path]
     for path in our_stats
-    if fits(path, our_stats, their_stats) and not is_new(path)
+    if _fits(path, our_stats, their_stats) and not _is_new(config, path)
   }
   everywhere = jax.sharding.NamedSharding(
     program.mesh, jax.sharding.PartitionSpec()
@@ -153,3 +146,70 @@ def _find(program: program_lib.Program) -> _Source:
     }
 
   return _Source(workdir, source, step, placed(taken), placed(stats), new)
+
+
+def _is_file(init_from: str) -> bool:
+  suffix = pathlib.Path(init_from).suffix.lower()
+  if suffix in files.FILES + files.PICKLES:
+    return not os.path.isdir(init_from)
+  return os.path.isfile(init_from)
+
+
+def _read(program: program_lib.Program) -> tuple[dict, dict, convert.Report]:
+  """The parameters and running statistics that are taken, and the report."""
+  config = program.config
+  ours, our_stats = map(paths.flatten, program_lib.shapes(config))
+  paths.check_patterns('init_new', config.init_new, ours)
+  skip = {p for p in (*ours, *our_stats) if _is_new(config, p)}
+  try:
+    values, report = convert.converted(
+      program.model, config.init_from, skip=skip
+    )
+  except ValueError as error:
+    raise config_lib.UserError(f'{_field(config)}: {error}') from None
+  params, batch_stats = (
+    {path: values[path] for path in part if path in values}
+    for part in (ours, our_stats)
+  )
+  _new(config, ours, params)
+  return paths.unflatten(params), paths.unflatten(batch_stats), report
+
+
+def _new(config, ours, theirs) -> list[paths.Path]:
+  """The paths of `ours` that are not taken from `theirs`.
+
+  Raises:
+    UserError: some of them are not to be new, or all of them are new.
+  """
+  new = [p for p in ours if _is_new(config, p) or not _fits(p, ours, theirs)]
+  heads = [p for p in ours if _is_head(p)]
+  if set(heads) & set(new):  # A head is one: its bias fits any inputs.
+    new = [p for p in ours if p in new or p in heads]
+  for path in new:
+    if not _is_new(config, path) and not _is_head(path):
+      name = paths.spelled(path)
+      there = theirs[path].shape if path in theirs else 'not'
+      raise config_lib.UserError(
+        f'{_field(config)}, where {name} is {there}; here it is '
+        f'{ours[path].shape}. Give the same model, or '
+        f'--config.init_new={name} to begin it anew'
+      )
+  if len(new) == len(ours):
+    raise config_lib.UserError(f'{_field(config)}, of which nothing is taken')
+  return new
+
+
+def _field(config) -> str:
+  return f'config.init_from is {config.init_from!r}'
+
+
+def _is_new(config, path) -> bool:
+  return any(paths.matches(p, path) for p in config.init_new)
+
+
+def _is_head(path) -> bool:
+  return paths.spelled(path).startswith(_HEAD)
+
+
+def _fits(path, ours, theirs) -> bool:
+  return path in theirs and theirs[path].shape == ours[path].shape

@@ -1,6 +1,5 @@
-"""Models against the course's figures, and the contract all of them keep."""
+"""Linear models, MLP, CNN and their layers against the course's figures."""
 
-import inspect
 import math
 import re
 
@@ -13,17 +12,11 @@ import pytest
 import models
 from models import layers
 
-# Every model: arguments that make a small one. Its inputs are [B, 8, 8, 3] or
-# what IMAGE_SHAPES says, and it gives 5 numbers.
-CASES = {
-  'linear': {},
-  'mlp': {'widths': (6, 4), 'dropout': 0.5},
-  'cnn': {'widths': (4, 6), 'head_widths': (7,), 'dropout': 0.5},
-}
-IMAGE_SHAPE = (8, 8, 3)
-NUM_CLASSES = 5
 
-every_model = pytest.mark.parametrize('name', CASES)
+def numbers_in(model, kind):
+  """All of the model's `kind` of variables, one after the other."""
+  leaves = jax.tree.leaves(nnx.state(model, kind))
+  return np.concatenate([leaf.ravel() for leaf in leaves])
 
 
 def shaped(name, **kwargs):
@@ -41,112 +34,6 @@ def filled(name, **kwargs):
 
   nnx.update(model, jax.tree.map(numbers, nnx.state(model)))
   return model
-
-
-def make(name, **kwargs):
-  """The small model of that name in CASES."""
-  kwargs = {'image_shape': IMAGE_SHAPE, 'num_classes': NUM_CLASSES} | kwargs
-  return filled(name, **CASES[name] | kwargs)
-
-
-def images(seed=0):
-  random = np.random.default_rng(seed)
-  return jnp.asarray(random.normal(size=(3, *IMAGE_SHAPE)), 'float32')
-
-
-def numbers_in(model, kind):
-  """All of the model's `kind` of variables, one after the other."""
-  leaves = jax.tree.leaves(nnx.state(model, kind))
-  return np.concatenate([leaf.ravel() for leaf in leaves])
-
-
-# ------------------------------------------------------------------ contract
-
-
-def test_every_model_is_covered_here():
-  assert set(CASES) == set(models.MODELS)
-
-
-@every_model
-def test_a_model_gives_a_row_of_outputs_per_example(name):
-  assert make(name)(images()).shape == (3, NUM_CLASSES)
-
-
-@every_model
-def test_a_model_takes_train_and_rngs_by_name_alone(name):
-  takes = inspect.signature(models.MODELS[name].__call__).parameters
-  assert takes['train'].kind is inspect.Parameter.KEYWORD_ONLY
-  assert takes['train'].default is False
-  assert takes['rngs'].kind is inspect.Parameter.KEYWORD_ONLY
-  assert takes['rngs'].default is None
-
-
-@every_model
-def test_a_model_evaluates_unless_told_to_train(name):
-  model = make(name)
-  outputs = model(images())
-  assert np.array_equal(model(images(), train=False), outputs)
-  # Training draws dropout and moves statistics; evaluation does neither.
-  assert np.array_equal(model(images()), outputs)
-
-
-@every_model
-def test_examples_do_not_touch_each_other_in_evaluation(name):
-  model = make(name)
-  others = images(seed=1).at[1].set(images()[1])
-  np.testing.assert_allclose(
-    model(images())[1], model(others)[1], rtol=1e-5, atol=1e-5
-  )
-
-
-@every_model
-def test_the_same_rngs_give_the_same_training_outputs(name):
-  def outputs(seed):
-    return make(name)(images(), train=True, rngs=nnx.Rngs(dropout=seed))
-
-  assert np.array_equal(outputs(1), outputs(1))
-
-
-@every_model
-def test_the_seed_decides_the_parameters(name):
-  @jax.jit
-  def kernel(key):
-    model = models.create(
-      name, image_shape=IMAGE_SHAPE, **CASES[name], rngs=nnx.Rngs(key)
-    )
-    return model.head.kernel[...]
-
-  one, again, other = (kernel(jax.random.key(seed)) for seed in (0, 0, 1))
-  assert np.array_equal(one, again)
-  assert np.all(one != other)
-
-
-@every_model
-def test_bfloat16_computes_in_it_and_stores_float32(name):
-  model = make(name, dtype=jnp.bfloat16)
-  assert jax.eval_shape(lambda x: model(x), images()).dtype == jnp.bfloat16
-  stored = {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))}
-  assert stored == {jnp.dtype('float32')}
-
-
-@every_model
-def test_param_dtype_is_what_parameters_are_stored_in(name):
-  model = shaped(name, param_dtype=jnp.bfloat16)
-  stored = {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))}
-  assert stored == {jnp.dtype('bfloat16')}
-
-
-@every_model
-def test_every_parameter_has_a_gradient(name):
-  graphdef, params, rest = nnx.split(make(name), nnx.Param, ...)
-
-  def loss(params):
-    model = nnx.merge(graphdef, params, rest)
-    return (model(images()) ** 2).sum()
-
-  grads = jax.jit(jax.grad(loss))(params)
-  for path, grad in jax.tree.leaves_with_path(grads):
-    assert np.any(grad != 0), jax.tree_util.keystr(path)
 
 
 # ---------------------------------------------------------------- parameters
@@ -366,8 +253,8 @@ GRID = np.linspace(-4, 4, 41)
     ('tanh', np.tanh(GRID), 1e-6),
     ('relu', np.maximum(GRID, 0), 0),
     ('leaky_relu', np.where(GRID > 0, GRID, 0.01 * GRID), 1e-7),
-    # x Phi(x), to which the tanh form comes as near as this.
-    ('gelu', GRID * (1 + np.vectorize(math.erf)(GRID / 2**0.5)) / 2, 1e-3),
+    # x Phi(x), not the form with tanh, which is off by as much as 5e-4.
+    ('gelu', GRID * (1 + np.vectorize(math.erf)(GRID / 2**0.5)) / 2, 1e-6),
     ('softmax', np.exp(GRID) / np.exp(GRID).sum(), 1e-6),
   ],
 )
@@ -446,11 +333,15 @@ def test_batch_norm_moves_its_running_statistics_in_training_alone():
 
 
 def test_a_cnn_moves_its_running_statistics_in_training_alone():
-  model = make('cnn')
+  model = filled(
+    'cnn', image_shape=(8, 8, 3), widths=(4, 6), head_widths=(7,), dropout=0.5
+  )
+  image = np.random.default_rng(0).normal(size=(3, 8, 8, 3))
+  image = jnp.asarray(image, 'float32')
   before = numbers_in(model, nnx.BatchStat)
-  model(images())
+  model(image)
   assert np.array_equal(numbers_in(model, nnx.BatchStat), before)
-  model(images(), train=True, rngs=nnx.Rngs(dropout=0))
+  model(image, train=True, rngs=nnx.Rngs(dropout=0))
   assert np.all(numbers_in(model, nnx.BatchStat) != before)
 
 
@@ -589,9 +480,3 @@ def test_a_size_that_cannot_be_is_refused_by_its_name(name, key, value):
 def test_an_image_as_small_as_its_blocks_allow_is_made():
   model = shaped('cnn', image_shape=(8, 8, 1), widths=(2, 2, 2))
   assert model.head.kernel.shape == (2, 10)
-
-
-@every_model
-def test_an_argument_that_a_model_does_not_take_is_refused(name):
-  with pytest.raises(TypeError, match='hidden_sizes'):
-    shaped(name, hidden_sizes=(3,))

@@ -10,10 +10,12 @@ import signal
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from experiments import command
 from experiments import evaluate as evaluate_command
 from tests import runs
+from tests.models import published
 from train import checkpoint
 from train import config as config_lib
 from train import loop
@@ -312,6 +314,153 @@ def test_a_damaged_checkpoint_to_start_from_is_one_line(source, tmp_path):
   with pytest.raises(config_lib.UserError, match=f'/{step} cannot be') as error:
     loop.train_and_evaluate(config, tmp_path / 'run')
   assert '\n' not in str(error.value)
+
+
+# ---------------------------------------------------------- a file of weights
+
+RESNET = {
+  'name': 'resnet', 'variant': '18', 'depth': (1, 1), 'width': 8, 'stem': '3x3',
+}  # fmt: skip
+SIZES = {
+  'depth': (1, 1), 'width': 8, 'kernels': (3, 3), 'channels': 1, 'stem': 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  """(a file as torchvision's, of a ResNet for 1000 classes; what is in it)."""
+  file = tmp_path_factory.mktemp('weights') / 'resnet.safetensors'
+  arrays = published.arrays(published.resnet(**SIZES))
+  safetensors.numpy.save_file(arrays, file)
+  return file, arrays
+
+
+@functools.cache
+def _resnet() -> program_lib.Program:
+  return program_lib.create(runs.config(model=RESNET))
+
+
+def _start_from(file, **fields):
+  """As _start, from a file into a ResNet."""
+  program = _resnet()
+  config = dataclasses.replace(program.config, init_from=str(file), **fields)
+  program = dataclasses.replace(program, config=config)
+  transfer.check(program)
+  said = []
+  return program, transfer.initial_state(program, said.append), said
+
+
+def test_a_file_gives_its_weights_and_says_so(weights):
+  file, arrays = weights
+  program, state, said = _start_from(file)
+  found, fresh = _flat(state.params), _flat(program.init().params)
+  for path in ('head/kernel', 'head/bias'):  # Of 10 classes, not 1000.
+    np.testing.assert_array_equal(found[path], fresh[path])
+  np.testing.assert_array_equal(
+    found['blocks/1/0/shortcut/kernel'][0, 0],
+    arrays['layer2.0.downsample.0.weight'][:, :, 0, 0].T,
+  )
+  np.testing.assert_array_equal(
+    _flat(state.batch_stats)['embed/norm/norm/var'], arrays['bn1.running_var']
+  )
+  for part, new in (
+    (state.params, program.init().params),
+    (state.batch_stats, program.init().batch_stats),
+  ):
+    new = _flat(new)
+    for path, leaf in _flat(part).items():
+      if not path.startswith('head/'):
+        assert not np.array_equal(leaf, new[path]), path
+  assert int(state.step) == 0
+  for leaf, wanted in zip(
+    jax.tree.leaves(state), jax.tree.leaves(program.state_shape), strict=True
+  ):
+    assert (leaf.dtype, leaf.sharding) == (wanted.dtype, wanted.sharding)
+  assert said == [
+    'init_from: 30 arrays taken, named as in torchvision; '
+    'new: head/bias, head/kernel',
+    'init_from: unused: fc.bias, fc.weight',
+    'init_from: the head has 1000 outputs there, 10 here: it is new',
+    'init_from: the published weights of others keep their own licence',
+  ]
+
+
+def test_what_init_new_names_is_not_taken_from_a_file(weights):
+  file, arrays = weights
+  wide = dict(arrays)
+  wide['conv1.weight'] = np.zeros((8, 3, 3, 3), np.float32)
+  other = file.with_name('wide.safetensors')
+  safetensors.numpy.save_file(wide, other)
+  with pytest.raises(config_lib.UserError) as caught:
+    _start_from(other)
+  line = str(caught.value)
+  assert '\n' not in line
+  for word in (
+    f'config.init_from is {str(other)!r}', 'conv1.weight', 'embed/conv/kernel',
+    '(8, 3, 3, 3)', '(3, 3, 1, 8)',
+  ):  # fmt: skip
+    assert word in line
+  program, state, said = _start_from(other, init_new=('embed/conv',))
+  found, fresh = _flat(state.params), _flat(program.init().params)
+  path = 'embed/conv/kernel'
+  np.testing.assert_array_equal(found[path], fresh[path])
+  assert path in said[0].partition('new: ')[2]
+  with pytest.raises(config_lib.UserError, match='matches no parameter'):
+    _start_from(file, init_new=('embde',))
+
+
+def test_what_a_file_lacks_is_refused_unless_it_is_new(weights):
+  file, arrays = weights
+  part = {k: v for k, v in arrays.items() if not k.startswith('layer2.0.conv2')}
+  other = file.with_name('part.safetensors')
+  safetensors.numpy.save_file(part, other)
+  path = 'blocks/1/0/convs/1/kernel'
+  with pytest.raises(
+    config_lib.UserError, match=f'where {path} is not; .*init_new={path}'
+  ):
+    _start_from(other)
+  _, _, said = _start_from(other, init_new=(path,))
+  assert said[0].endswith(f'new: {path}, head/bias, head/kernel')
+
+
+@pytest.mark.parametrize(
+  'name', ['weights.pth', 'weights.bin', 'x.npz', 'no.safetensors']
+)
+def test_a_file_that_cannot_be_read_is_one_line_and_nothing_is_written(
+  tmp_path, name
+):
+  file = tmp_path / name
+  if name != 'no.safetensors':
+    file.write_bytes(b'cos\nsystem\n(S"false"\ntR.')
+  program = _resnet()
+  config = dataclasses.replace(program.config, init_from=str(file))
+  program = dataclasses.replace(program, config=config)
+  with pytest.raises(config_lib.UserError, match='config.init_from') as caught:
+    loop.run(program, tmp_path / 'run')
+  assert '\n' not in str(caught.value)
+  assert str(file) in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+  file = tmp_path / 'vit.safetensors'
+  arrays = published.arrays(published.vit(1, 8, layout='timm'))
+  safetensors.numpy.save_file(arrays, file)
+  with pytest.raises(config_lib.UserError, match='another architecture'):
+    _start_from(file)
+
+
+def test_a_run_that_has_begun_needs_its_file_no_more(weights, tmp_path):
+  file = shutil.copy(weights[0], tmp_path / 'copy.safetensors')
+  config = runs.config(
+    model=RESNET, total_steps=4, init_from=str(file), schedule=STAY
+  )
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  os.remove(file)
+  loop.train_and_evaluate(config, tmp_path / 'run')
+  found = _flat(_state(tmp_path / 'run').params)
+  kernel = weights[1]['layer1.0.conv1.weight'].transpose(2, 3, 1, 0)
+  np.testing.assert_array_equal(found['blocks/0/0/convs/0/kernel'], kernel)
 
 
 # ------------------------------------------------------------------- freezing

@@ -1,0 +1,40 @@
+r"""ViT on 8x8 digits: patches of 2x2, 4 blocks of width 64.
+
+python -m experiments.launch --config=digits_vit
+"""
+
+from train import config
+
+
+def get_config() -> config.Config:
+  """60 epochs of AdamW, images shifted by up to a pixel."""
+  return config.Config(
+    task='classification',
+    total_epochs=60.0,
+    log_every=50,
+    eval_every='5e',
+    checkpoint_every='30e',
+    data=config.Data(
+      name='digits',
+      batch_size=64,
+      normalize='mean_std',
+      augment=({'name': 'pad_crop', 'padding': 1},),
+    ),
+    model={
+      'name': 'vit',
+      'variant': 'Ti/16',
+      'patch_size': 2,
+      'width': 64,
+      'depth': 4,
+      'num_heads': 4,
+    },
+    optimizer={'name': 'adamw', 'weight_decay': 0.05},
+    schedule={
+      'name': 'warmup_cosine_decay_schedule',
+      'init_value': 0.0,
+      'peak_value': 1e-3,
+      'warmup_steps': 100,
+    },
+    weight_decay_mask=True,
+    grad_clip_norm=1.0,
+  )

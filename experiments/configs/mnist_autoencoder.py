@@ -1,0 +1,26 @@
+r"""Autoencoder 784-512-256-32-256-512-784 on MNIST.
+
+python -m experiments.launch --config=mnist_autoencoder
+"""
+
+from train import config
+
+
+def get_config() -> config.Config:
+  """20 epochs of Adam."""
+  return config.Config(
+    task='reconstruction',
+    total_epochs=20.0,
+    log_every=100,
+    eval_every='2e',
+    checkpoint_every='10e',
+    data=config.Data(name='mnist', batch_size=256, normalize='unit'),
+    model={
+      'name': 'autoencoder',
+      'widths': (512, 256),
+      'code_size': 32,
+      'activation': 'gelu',
+    },
+    optimizer={'name': 'adam'},
+    schedule={'name': 'cosine_decay_schedule', 'init_value': 2e-3},
+  )
