@@ -6,6 +6,9 @@ r"""Measures what the README claims; prints a JSON line a case.
   python -m experiments.benchmark --suite=loop       # about 10 minutes
   python -m experiments.benchmark --suite=augment    # about 5 minutes
   python -m experiments.benchmark --suite=data       # about 2 minutes
+  python -m experiments.benchmark --suite=models     # about 15 minutes
+  python -m experiments.benchmark --suite=models --cases=mlp,lstm --rounds=5
+  python -m experiments.benchmark --suite=compile    # about 5 minutes
 
 startup: seconds from the command to --help and to the first step.
 results: configs over several seeds, by default all whose data needs no
@@ -15,6 +18,10 @@ same model, optimizer and metrics on one batch that lies on the device: rounds
 of the two in turn, and the median of the rounds' ratios.
 augment: a training step with each augmentation against one with none.
 data: preparing MNIST from its original files, opening its cache, reading it.
+models: a training step of each family through the loop against the same network
+in PyTorch, eager and compiled, where that is installed; rounds of them in turn,
+and the share of this machine's fastest matrix product that each reaches (MFU).
+compile: seconds until a deep ViT's first step, blocks scanned and unrolled.
 """
 
 from collections.abc import Sequence
@@ -28,12 +35,16 @@ from absl import flags
 from experiments import command
 from train import config as config_lib
 
-SUITES = ('startup', 'results', 'loop', 'augment', 'data')
+SUITES = ('startup', 'results', 'loop', 'augment', 'data', 'models', 'compile')
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum('suite', None, SUITES, 'what to measure', flag_values=FLAGS)
 flags.DEFINE_integer(
-  'rounds', 9, 'rounds of loop and augment', lower_bound=1, flag_values=FLAGS
+  'rounds',
+  9,
+  'rounds of loop, augment and models',
+  lower_bound=1,
+  flag_values=FLAGS,
 )
 flags.DEFINE_integer(
   'seeds', 5, 'seeds of results', lower_bound=1, flag_values=FLAGS
@@ -41,6 +52,7 @@ flags.DEFINE_integer(
 flags.DEFINE_list(
   'configs', [], 'configs of results and loop', flag_values=FLAGS
 )
+flags.DEFINE_list('cases', [], 'cases of models', flag_values=FLAGS)
 
 
 def main(argv: Sequence[str]):
@@ -70,6 +82,14 @@ def main(argv: Sequence[str]):
     from experiments.benchmarks import augment
 
     augment.main(FLAGS.rounds)
+  elif FLAGS.suite == 'models':
+    from experiments.benchmarks import models
+
+    models.main(FLAGS.cases, FLAGS.rounds)
+  elif FLAGS.suite == 'compile':
+    from experiments.benchmarks import compile as compile_suite
+
+    compile_suite.main()
   else:
     from experiments.benchmarks import data
 

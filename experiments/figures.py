@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 import matplotlib.ticker
 import numpy as np
 
+from experiments import reconstructions
+from train import program as program_lib
 from train import progress
 from train import workdir as workdir_lib
 from train import writer
@@ -20,14 +22,17 @@ _TRAIN, _EVAL = '#56b4e9', '#d55e00'
 _INK, _FAINT = '#333333', '#dddddd'
 
 
-def show(workdir: pathlib.Path, split: str, final: dict[str, float]):
-  """Draws curves.png and confusion.png, then prints metrics and places.
+def show(
+  workdir: pathlib.Path, program: program_lib.Program, final: dict[str, float]
+):
+  """Draws the pictures of a run, then prints metrics and places.
 
   Args:
     workdir: of a finished run.
-    split: where it was tested.
-    final: the metrics of that test.
+    program: its own.
+    final: the metrics of its test.
   """
+  split = program.test_split
   pictures = [curves(workdir)]
   lines = writer.read(workdir / workdir_lib.METRICS)
   step = next(line['step'] for line in lines if 'test/loss' in line)
@@ -35,6 +40,8 @@ def show(workdir: pathlib.Path, split: str, final: dict[str, float]):
   if not tested.exists():
     progress.say(f'{tested} was removed: no confusion matrix is drawn')
   elif picture := confusion(workdir, json.loads(tested.read_text())):
+    pictures.append(picture)
+  if picture := reconstructions.draw(workdir, program, step):
     pictures.append(picture)
   rows = {key: f'{value:.4f}' for key, value in final.items()}
   rows |= {
@@ -49,7 +56,7 @@ def show(workdir: pathlib.Path, split: str, final: dict[str, float]):
   rows['again'] = f'{python} -m experiments.evaluate --workdir={place}'
   progress.say('')
   for key, value in rows.items():
-    progress.say(f'{key:16}{value}')
+    progress.say(f'{key:26}{value}')
 
 
 def curves(workdir: pathlib.Path) -> pathlib.Path:

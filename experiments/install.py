@@ -28,7 +28,9 @@ def main() -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('extras', nargs='*', help='dev, cuda, tpu, tensorboard')
+  parser.add_argument(
+    'extras', nargs='*', help='dev, parity, cuda, tpu, tensorboard'
+  )
   parser.add_argument('--venv', default='.venv', help='where (.venv)')
   args = parser.parse_args()
   if sys.version_info < OLDEST:

@@ -3,6 +3,7 @@ r"""Trains a config: begins, or goes on where its workdir stopped.
   python -m experiments.launch --config=digits_cnn
   python -m experiments.launch --config=my_config.py --workdir=runs/mine \
       --config.optimizer.name=sgd --config.optimizer.momentum=0.9
+  python -m experiments.launch --config=digits_cnn --summary
 
 Exit codes: 0 finished, 2 your input is wrong, 75 stopped by SIGTERM and 130 by
 Ctrl-C, both after saving, 74 finished but a save failed, 1 anything else.
@@ -31,6 +32,12 @@ flags.DEFINE_string(
   'command resumes and a changed one starts anew',
   flag_values=FLAGS,
 )
+flags.DEFINE_bool(
+  'summary',
+  False,
+  "show the model's layers, output shapes, parameters and FLOPs, and end",
+  flag_values=FLAGS,
+)
 
 
 def main(argv: Sequence[str]):
@@ -49,11 +56,17 @@ def main(argv: Sequence[str]):
   command.quiet()
   # Libraries are imported once the user's words are known to be right.
   import models
-  from train import loop
   from train import optim
   from train import program as program_lib
 
   program = program_lib.create(config)
+  if FLAGS.summary:
+    from experiments import summary
+
+    summary.show(program)
+    return
+  from train import loop
+
   config = program.config
   workdir = pathlib.Path(
     FLAGS.workdir or f'runs/{name}-{config_lib.digest(config)}'
@@ -75,7 +88,7 @@ def main(argv: Sequence[str]):
 
   from experiments import figures
 
-  figures.show(workdir, program.test_split, final)
+  figures.show(workdir, program, final)
 
 
 if __name__ == '__main__':

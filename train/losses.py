@@ -27,6 +27,8 @@ def absolute_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
   return jnp.abs(predictions - targets)
 
 
+# The loss of reconstruction whose outputs are logits.
+OF_LOGITS = 'sigmoid_binary_cross_entropy'
 _SMOOTHED = 'softmax_cross_entropy_with_integer_labels'
 
 
@@ -130,10 +132,7 @@ TASKS = {
   ),
   # The input itself, as the model sees it (normalized): [B, D].
   'reconstruction': Task(
-    losses=_DISTANCES
-    | {
-      'sigmoid_binary_cross_entropy': optax.losses.sigmoid_binary_cross_entropy
-    },
+    losses=_DISTANCES | {OF_LOGITS: optax.losses.sigmoid_binary_cross_entropy},
     num_classes=lambda dataset: math.prod(dataset.input_shape),
     pair=lambda outputs, batch: (
       outputs.reshape(outputs.shape[0], -1),

@@ -75,11 +75,17 @@ _DECISIONS = {
 }
 
 
-def create(task: str) -> Callable:
-  """measure(outputs [B, ...], batch) -> metric -> float32 [B]."""
+def create(task: str, loss: str | None = None) -> Callable:
+  """measure(outputs [B, ...], batch) -> metric -> float32 [B].
+
+  Where the loss takes the outputs for logits of an input from 0 to 1, errors
+  are those of their sigmoids.
+  """
   pair = losses.TASKS[task].pair
+  logits = task == 'reconstruction' and loss == losses.OF_LOGITS
 
   def measure(outputs, batch):
+    outputs = jax.nn.sigmoid(outputs) if logits else outputs
     values = METRICS[task](*pair(outputs, batch))
     return {key: value.astype(jnp.float32) for key, value in values.items()}
 

@@ -61,6 +61,11 @@ class Program:
   zero_totals: Callable[[], Any]
   eval_params: Callable[[state_lib.TrainState], Any]
 
+  def merge(self, state: state_lib.TrainState) -> nnx.Module:
+    """The model with the parameters that are evaluated."""
+    graphdef = nnx.split(self.model)[0]
+    return nnx.merge(graphdef, self.eval_params(state), state.batch_stats)
+
   @property
   def eval_split(self) -> str:
     """Where `eval/*` is measured: validation if there is one, else test."""
@@ -136,7 +141,7 @@ def create(
   jitted_init = jax.jit(init, out_shardings=everywhere)
   parts = {
     'prepare': step_lib.make_prepare(dataset.input_key, config.data.normalize),
-    'measure': metrics.create(config.task),
+    'measure': metrics.create(config.task, config.loss),
   }
   train_step = step_lib.make_train_step(
     graphdef,

@@ -82,6 +82,15 @@ def resolve(
     loss = next(iter(task.losses))
   blocks.lookup('loss', loss, task.losses)
   _check_labels(config.task, task, dataset)
+  if (
+    config.task == 'reconstruction'
+    and loss == losses.OF_LOGITS
+    and config.data.normalize in ('mean_std', 'symmetric')
+  ):
+    raise config_lib.UserError(
+      f'config.data.normalize is {config.data.normalize!r}; the loss {loss} '
+      "compares with inputs from 0 to 1, which 'unit' gives"
+    )
   per_epoch = len(dataset.splits['train']) / config.data.batch_size
   total_steps = config.total_steps
   if total_steps is None:

@@ -197,6 +197,27 @@ def test_a_model_of_tokens_does_not_read_images(recorder):
   )
 
 
+def test_logits_are_not_compared_with_inputs_beyond_0_and_1():
+  config = runs.config(
+    task='reconstruction', loss='sigmoid_binary_cross_entropy'
+  )
+  with pytest.raises(config_lib.UserError) as error:
+    program_lib.create(config)
+  assert str(error.value) == (
+    "config.data.normalize is 'mean_std'; the loss "
+    'sigmoid_binary_cross_entropy compares with inputs from 0 to 1, which '
+    "'unit' gives"
+  )
+
+
+def test_errors_of_logits_are_those_of_their_sigmoids():
+  measure = metrics.create('reconstruction', losses.OF_LOGITS)
+  x = np.float32([[0.25, 1.0]])
+  logits = np.log(np.float32([[1.0, 3.0]]))  # 1/2 and 3/4.
+  found = measure(logits, {'input': x})
+  assert found['mean_squared_error'][0] == pytest.approx(1 / 16)
+
+
 def test_a_tagger_needs_a_target_for_each_position():
   config = runs.config(task='token_classification')
   with pytest.raises(config_lib.UserError, match='which needs tokens; digits'):
