@@ -9,8 +9,8 @@ given 50 labels:
   python -m experiments.launch --config=digits_autoencoder:pretrained
   python -m experiments.launch --config=digits_autoencoder:scratch
 
-Cost: 3 s for the autoencoder, 2 s for a classifier, once imported, on two cores
-of an AMD EPYC.
+Cost: 6 s of CPU time for the autoencoder, 3 s for a classifier, once imported,
+on two cores of an Intel Xeon.
 Result: squared error 0.0116 of 360 test images (five seeds: 0.0115 to 0.0118),
 where PCA with 8 codes has 0.0246. Pretrained 81.3 % (78.6 to 83.1) of the test
 images, scratch 81.1 % (78.1 to 83.1): here pre-training gains nothing.

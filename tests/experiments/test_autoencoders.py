@@ -273,7 +273,7 @@ def test_the_variational_one_reaches_its_elbo(trained):
     entropy = optax.losses.sigmoid_binary_cross_entropy(logits, x)
     return entropy.sum((1, 2, 3)) + 784 * penalty
 
-  assert in_parts(negative_elbo, x).mean() < 105
+  assert in_parts(negative_elbo, x).mean() < 104
   # What is drawn from the prior looks like a digit: most pixels are black or
   # white, and about as many white as in the data.
   code = jax.random.normal(jax.random.key(1), (1000, 20))

@@ -7,6 +7,7 @@ and utils.py, which say how its numbers work together.
 import dataclasses
 import math
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from experiments import command
 from train import optim
+from train import paths
 from train import program as program_lib
 from train.data import sources
 
@@ -104,6 +106,11 @@ def test_the_vit_recipe_trains_the_published_model(program):
   assert model.positions is None
   assert model.class_token is None
   assert not model.draws
+  # wd_mults: what is decayed are all kernels and nothing else.
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  decayed = optim.has_many_dimensions(params)
+  for path, decays in paths.flatten(decayed).items():
+    assert decays == (path[-1] == 'kernel'), path
 
 
 def test_the_vit_recipe_has_the_published_rates(program):
@@ -153,3 +160,5 @@ def test_the_vit_recipe_updates_as_big_vision_chains_its_steps(program):
       )
       params[name] = params[name] + expected
     ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim}
+  assert dtypes == {jnp.dtype('bfloat16'), jnp.dtype('float32')}

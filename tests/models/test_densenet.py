@@ -45,11 +45,6 @@ def test_blocks_grow_as_in_table_1():
   assert channels == 1024
 
 
-def test_a_variant_may_be_given_as_a_number():
-  # As from the flag --config.model.variant=169.
-  assert len(shaped(variant=169, depth=(1,)).blocks) == 1
-
-
 @pytest.mark.parametrize('stem', ['7x7', '3x3'])
 def test_it_is_what_numpy_computes_in_float64(stem):
   with jax.enable_x64(True):

@@ -250,11 +250,6 @@ def test_depth_and_width_take_the_place_of_the_variants():
   assert model.head.kernel.shape == (4 * 8 * 4, 5)
 
 
-def test_a_variant_may_be_given_as_a_number():
-  # As from the flag --config.model.variant=34.
-  assert len(shaped(variant=34, depth=(1,)).blocks) == 1
-
-
 @pytest.mark.parametrize('image_shape', [(28, 28, 1), (1, 1, 1), (7, 5, 3)])
 def test_an_image_may_be_as_small_as_it_likes(image_shape):
   model = shaped(image_shape=image_shape)

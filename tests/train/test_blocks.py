@@ -284,3 +284,12 @@ def test_a_name_that_is_not_in_the_table_is_refused_with_those_that_are(name):
 def test_a_misspelt_name_has_a_hint():
   with pytest.raises(config_lib.UserError, match=r"did you mean 'water'\?"):
     blocks.lookup('mills.name', 'watre', TABLE)
+
+
+def test_a_number_is_taken_for_the_word_that_it_spells():
+  # As of --config.model.variant=50.
+  block = blocks.resolve(
+    'model', {'name': 'resnet', 'variant': 50}, models.MODELS['resnet'],
+    supplied=('rngs', 'dtype', 'param_dtype'),
+  )  # fmt: skip
+  assert block['variant'] == '50'

@@ -131,7 +131,7 @@ def test_a_training_step_spares_the_gradient_of_the_first_input():
   )
 
   def loss(state, x):
-    return nnx.merge(graphdef, state)(x).sum()
+    return jnp.square(nnx.merge(graphdef, state)(x)).sum()
 
   first, others = 784 * 256, 256 * 128 + 128 * 10
   operations = flops.count(jax.grad(loss), state, shape(5, 28, 28, 1))
@@ -204,7 +204,8 @@ def test_what_is_computed_again_counts_again():
   once = flops.count(gradient(layer), *args)
   again = flops.count(gradient(jax.checkpoint(layer)), *args)
   assert once == 6 * 2 * 8**3
-  assert again == 8 * 2 * 8**3
+  # Both layers once more, but what the second gave first nobody reads.
+  assert again == 7 * 2 * 8**3
 
 
 def test_what_every_device_does_counts_on_every_device():
