@@ -1,6 +1,14 @@
 r"""LSTM on the adding problem of 100 steps (Hochreiter & Schmidhuber 1997).
 
-python -m experiments.launch --config=adding_lstm
+  python -m experiments.launch --config=adding_lstm
+  python -m experiments.launch --config=adding_lstm --config.model.name=rnn
+
+Cost: 2 minutes of CPU time on two cores of an Intel Xeon.
+Result, squared error of 2,000 test sequences, three seeds: the LSTM 0.0005
+(0.0004 to 0.0005), which solves it; the tanh RNN, of width 128, in as many
+steps 0.10 (0.07 to 0.15), which does not. Always to say 1 has 0.17.
+Measured by python -m experiments.benchmark --suite=results \
+    --configs=adding_lstm --seeds=3
 """
 
 from train import config

@@ -1,6 +1,11 @@
 r"""LSTM of width 128 on 8x8 digits, read row by row.
 
-python -m experiments.launch --config=digits_lstm
+  python -m experiments.launch --config=digits_lstm
+
+Cost: 12 s on two cores of an Intel Xeon.
+Result: 98.1 % of 360 test images (one seed).
+Measured by python -m experiments.benchmark --suite=results \
+    --configs=digits_lstm --seeds=1
 """
 
 from train import config

@@ -1,6 +1,11 @@
 r"""ViT on 8x8 digits: patches of 2x2, 4 blocks of width 64.
 
-python -m experiments.launch --config=digits_vit
+  python -m experiments.launch --config=digits_vit
+
+Cost: 35 s of CPU time on two cores of an Intel Xeon.
+Result: 95.9 % of 360 test images (five seeds: 95.0 to 96.7).
+Measured by python -m experiments.benchmark --suite=results \
+    --configs=digits_vit
 """
 
 from train import config

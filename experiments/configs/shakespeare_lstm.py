@@ -1,6 +1,12 @@
 r"""Two LSTM layers of width 128 on Shakespeare, character by character.
 
-python -m experiments.launch --config=shakespeare_lstm
+  python -m experiments.launch --config=shakespeare_lstm --workdir=runs/lstm
+  python -m experiments.sample --workdir=runs/lstm --prompt='ROMEO:'
+
+Cost: 13 minutes of CPU time on two cores of an Intel Xeon. Downloads 1.1 MB.
+Result, one seed: 1.504 nats a character of the validation part, 1.634 of the
+test part, each window of 128 read from nothing.
+Measured by that run's metrics.jsonl
 """
 
 from train import config
