@@ -36,6 +36,7 @@ def get_config() -> config.Config:
       'peak_value': 3e-3,
       'warmup_steps': 100,
     },
+    label_smoothing=0.1,
     weight_decay_mask=True,
     grad_clip_norm=1.0,
   )

@@ -609,7 +609,9 @@ PRODUCTS = r':(\w+)\[[\d,]*\] = (?:dot_general|conv_general_dilated)\['
     (
       {'image': PIXELS, 'label': LABEL},
       {'name': 'cnn', 'widths': (4,), 'head_widths': (8,)},
-      8,
+      # A convolution's gradients are there twice, and both: for a CPU, where
+      # the kernel's is a sum in float32, and for others.
+      11,
     ),
   ],
   ids=['linear', 'mlp', 'cnn'],
@@ -626,7 +628,10 @@ def test_models_compute_in_the_dtype_and_keep_float32(
     ema_decay=0.9,
   )
   step = jax.make_jaxpr(program.train_step)(program.state_shape, examples)
-  assert re.findall(PRODUCTS, str(step)) == [short] * products
+  found = re.findall(PRODUCTS, str(step))
+  assert len(found) == products
+  sums = model['name'] == 'cnn' and dtype == 'bfloat16'
+  assert found.count(short) == products - sums
   state, metrics = jax.eval_shape(
     program.train_step, program.state_shape, examples
   )
