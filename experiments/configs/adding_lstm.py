@@ -1,14 +1,15 @@
 r"""LSTM on the adding problem of 100 steps (Hochreiter & Schmidhuber 1997).
 
   python -m experiments.launch --config=adding_lstm
-  python -m experiments.launch --config=adding_lstm --config.model.name=rnn
 
-Cost: 2 minutes of CPU time on two cores of an Intel Xeon.
-Result, squared error of 2,000 test sequences, three seeds: the LSTM 0.0005
-(0.0004 to 0.0005), which solves it; the tanh RNN, of width 128, in as many
-steps 0.10 (0.07 to 0.15), which does not. Always to say 1 has 0.17.
-Measured by python -m experiments.benchmark --suite=results \
-    --configs=adding_lstm --seeds=3
+Cost: 50 to 70 s of processor time with the imports, on an Intel Xeon.
+Result: mean squared error 4.0e-4 to 5.0e-4 on 2,000 test sequences (seeds 0 to
+2). The plain recurrent network has 0.061 to 0.071 at that width and in as many
+steps (and 0.069 to 0.154 at width 128). Who always says 1 has 1/6; who
+remembers one of the two numbers, 1/12:
+
+  python -m experiments.launch --config=adding_lstm \
+      --config.model.name=rnn --config.model.widths='(64,)'
 """
 
 from train import config

@@ -2,10 +2,10 @@ r"""LSTM of width 128 on 8x8 digits, read row by row.
 
   python -m experiments.launch --config=digits_lstm
 
-Cost: 12 s on two cores of an Intel Xeon.
-Result: 98.1 % of 360 test images (one seed).
+Cost: 6 s of processor time once imported, on an Intel Xeon.
+Result: 98.1 % of 360 test images (five seeds: 97.8 to 98.3).
 Measured by python -m experiments.benchmark --suite=results \
-    --configs=digits_lstm --seeds=1
+    --configs=digits_lstm --seeds=5
 """
 
 from train import config

@@ -2,10 +2,8 @@ r"""Sequence to sequence with attention: words of 1 to 10 letters, backwards.
 
   python -m experiments.launch --config=reverse_seq2seq
 
-Cost: 40 s of CPU time on two cores of an Intel Xeon.
-Result: all 2,000 test words right, every letter, with each of three seeds.
-Measured by test/sequence_accuracy of python -m experiments.launch \
-    --config=reverse_seq2seq --config.seed=0 (1, 2)
+Cost: 40 s of processor time with the imports, on an Intel Xeon.
+Result: all of 2,000 test words are right in every letter (seeds 0 to 2).
 """
 
 from train import config

@@ -1,12 +1,11 @@
 r"""Two LSTM layers of width 128 on Shakespeare, character by character.
 
-  python -m experiments.launch --config=shakespeare_lstm --workdir=runs/lstm
-  python -m experiments.sample --workdir=runs/lstm --prompt='ROMEO:'
+  python -m experiments.launch --config=shakespeare_lstm
+  python -m experiments.sample --workdir=WORKDIR --prompt='ROMEO:'
 
-Cost: 13 minutes of CPU time on two cores of an Intel Xeon. Downloads 1.1 MB.
-Result, one seed: 1.504 nats a character of the validation part, 1.634 of the
-test part, each window of 128 read from nothing.
-Measured by that run's metrics.jsonl
+Cost: 9.5 minutes of processor time with the imports, on an Intel Xeon.
+Result: 1.504 nats a character of validation and 1.634 of test (seed 0); 1.65 of
+validation after 4 epochs. Each window of 128 begins without memory.
 """
 
 from train import config

@@ -51,8 +51,8 @@ def test_an_lstm_adds_over_a_hundred_steps_and_a_plain_network_does_not(
     for name in ('lstm', 'rnn')
   }
   assert errors['lstm'] < 0.01
-  # 1/6 is the error of who reads nothing and always says 1.
-  assert errors['rnn'] > 0.1
+  # 1/12 is the error of who remembers one of the two numbers.
+  assert errors['rnn'] > 0.03
 
 
 def test_words_are_reversed_from_what_the_model_itself_has_written(tmp_path):
