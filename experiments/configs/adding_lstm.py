@@ -2,7 +2,7 @@ r"""LSTM on the adding problem of 100 steps (Hochreiter & Schmidhuber 1997).
 
   python -m experiments.launch --config=adding_lstm
 
-Cost: 50 to 70 s of processor time with the imports, on an Intel Xeon.
+Cost: 50 to 70 s of CPU time with the imports, on an Intel Xeon.
 Result: mean squared error 4.0e-4 to 5.0e-4 on 2,000 test sequences (seeds 0 to
 2). The plain recurrent network has 0.061 to 0.071 at that width and in as many
 steps (and 0.069 to 0.154 at width 128). Who always says 1 has 1/6; who

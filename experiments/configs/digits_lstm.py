@@ -2,7 +2,7 @@ r"""LSTM of width 128 on 8x8 digits, read row by row.
 
   python -m experiments.launch --config=digits_lstm
 
-Cost: 6 s of processor time once imported, on an Intel Xeon.
+Cost: 6 s of CPU time once imported, on an Intel Xeon.
 Result: 98.1 % of 360 test images (five seeds: 97.8 to 98.3).
 Measured by python -m experiments.benchmark --suite=results \
     --configs=digits_lstm --seeds=5

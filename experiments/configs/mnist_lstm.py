@@ -2,10 +2,8 @@ r"""LSTM of width 128 on MNIST, read row by row: 28 steps of 28 pixels.
 
   python -m experiments.launch --config=mnist_lstm
 
-Cost: 5 minutes of CPU time on two cores of an Intel Xeon. A download of 11 MB.
-Result: 98.86 % of 10,000 test images (one seed).
-Measured by python -m experiments.benchmark --suite=results \
-    --configs=mnist_lstm --seeds=1
+Cost: at most 5 minutes of CPU time with the imports, on an Intel Xeon.
+Result: 98.9 % of 10,000 test images (seed 0 alone).
 """
 
 from train import config

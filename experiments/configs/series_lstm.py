@@ -2,7 +2,7 @@ r"""LSTM on the chaotic series of Mackey & Glass (1977), 6 steps ahead of 32.
 
   python -m experiments.launch --config=series_lstm
 
-Cost: 20 s of processor time with the imports, on an Intel Xeon.
+Cost: 20 s of CPU time with the imports, on an Intel Xeon.
 Result: mean squared error 1.6e-5 to 2.9e-5 on the 963 test windows (seeds 0 to
 2). Saying the last value again has 3.4e-2, and scikit-learn's LinearRegression
 on the same 32 values 7.3e-4.
