@@ -6,9 +6,9 @@ r"""Measures what the README claims; prints a JSON line a case.
   python -m experiments.benchmark --suite=loop       # about 10 minutes
   python -m experiments.benchmark --suite=augment    # about 5 minutes
   python -m experiments.benchmark --suite=data       # about 2 minutes
-  python -m experiments.benchmark --suite=models     # about 15 minutes
+  python -m experiments.benchmark --suite=models     # about 6 minutes
   python -m experiments.benchmark --suite=models --cases=mlp,lstm --rounds=5
-  python -m experiments.benchmark --suite=compile    # about 5 minutes
+  python -m experiments.benchmark --suite=compile    # about 1 minute
 
 startup: seconds from the command to --help and to the first step.
 results: configs over several seeds, by default all whose data needs no

@@ -32,7 +32,7 @@ def timer(
 ) -> Callable[[int], float]:
   """(steps) -> seconds a step, of a model that is compiled and warm by then.
 
-  A step is Adam's (fused, PyTorch's fastest) on one batch that lies in memory
+  A step is Adam's (fused) on one batch that lies in memory
   as float32, on as many threads as there are cores.
 
   Args:

@@ -16,8 +16,8 @@ from train.data import sources
 pytestmark = pytest.mark.slow
 
 
-def load(name, **model):
-  config, _, _ = command.load_config(name, [])
+def load(config_name, **model):
+  config, _, _ = command.load_config(config_name, [])
   return dataclasses.replace(config, model=config.model | model)
 
 
