@@ -53,6 +53,7 @@ def restore(workdir: pathlib.Path, program: program_lib.Program, word: str):
   from train import checkpoint
   from train import writer
 
+  workdir = workdir.absolute()  # Orbax takes no other.
   scores = writer.scores(workdir, program.config)
   with checkpoint.Checkpoints(
     workdir, program.config, scores, say=say, read_only=True

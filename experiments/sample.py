@@ -9,6 +9,7 @@ same text.
 
 from collections.abc import Sequence
 import pathlib
+import sys
 
 from absl import flags
 
@@ -23,8 +24,9 @@ flags.DEFINE_integer(
   'length', 500, 'characters to write', lower_bound=1, flag_values=FLAGS
 )
 flags.DEFINE_float(
-  'temperature', 0.8, 'at least 0', lower_bound=0.0, flag_values=FLAGS
-)
+  'temperature', 0.8, 'at least 0', lower_bound=0.0,
+  upper_bound=sys.float_info.max, flag_values=FLAGS,
+)  # fmt: skip
 flags.DEFINE_integer(
   'seed', 0, 'of the draws', lower_bound=0, upper_bound=2**32 - 1,
   flag_values=FLAGS,

@@ -152,7 +152,7 @@ def stochastic_depth(rate: float, ndim: int) -> nnx.Dropout:
   """
   if not isinstance(rate, int | float) or not 0 <= rate < 1:
     raise ValueError(
-      f'stochastic_depth is {rate}; it takes a share from 0 to 1'
+      f'stochastic_depth is {rate}; it takes a share from 0 to below 1'
     )
   return nnx.Dropout(rate, broadcast_dims=tuple(range(1, ndim)))
 

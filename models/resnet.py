@@ -335,7 +335,7 @@ class Block(nnx.Module):
 def check_shapes(image_shape: Sequence[int], depth: Sequence[int]):
   """Raises a ValueError unless (H, W, C), and a depth of each stage."""
   layers.check_image_shape(image_shape)
-  if not isinstance(depth, tuple | list):
+  if not isinstance(depth, tuple | list) or not depth:
     raise ValueError(
       f'depth is {depth}; it takes the blocks of each stage, as (3, 4, 6, 3)'
     )

@@ -1,4 +1,10 @@
-"""Optax's optimizers and schedules by their own names and arguments."""
+"""Optax's optimizers and schedules by their own names and arguments.
+
+Two formulas that are often written down wrong: Adam divides its moments by
+1 - b^t, t the number of the update (Kingma & Ba 2015, algorithm 1), not by
+1 - b; and Nesterov's gradient is that at w + m v, to where momentum is about to
+lead (Sutskever et al. 2013, equation 4), with a plus where v is an update.
+"""
 
 from collections.abc import Callable
 import functools

@@ -109,7 +109,10 @@ def _find(program: program_lib.Program) -> _Source:
   try:
     source = workdir_lib.read_config(workdir)
   except config_lib.UserError as error:
-    raise config_lib.UserError(f'{field}: {error}') from None
+    forms = ''
+    if not workdir_lib.is_begun(workdir):
+      forms = f'; a file of weights ends in {" or ".join(files.FILES)}'
+    raise config_lib.UserError(f'{field}: {error}{forms}') from None
   if source.optimizer['name'].startswith('schedule_free'):
     raise config_lib.UserError(
       f'{field}, which {source.optimizer["name"]} trained: its parameters for '
@@ -159,7 +162,7 @@ def _read(program: program_lib.Program) -> tuple[dict, dict, convert.Report]:
   """The parameters and running statistics that are taken, and the report."""
   config = program.config
   ours, our_stats = map(paths.flatten, program_lib.shapes(config))
-  paths.check_patterns('init_new', config.init_new, ours)
+  paths.check_patterns('init_new', config.init_new, (*ours, *our_stats))
   skip = {p for p in (*ours, *our_stats) if _is_new(config, p)}
   try:
     values, report = convert.converted(
@@ -172,6 +175,9 @@ def _read(program: program_lib.Program) -> tuple[dict, dict, convert.Report]:
     for part in (ours, our_stats)
   )
   _new(config, ours, params)
+  for path in our_stats:
+    if path not in batch_stats and path not in skip:
+      _refuse(config, path, our_stats, batch_stats)
   return paths.unflatten(params), paths.unflatten(batch_stats), report
 
 
@@ -187,16 +193,31 @@ def _new(config, ours, theirs) -> list[paths.Path]:
     new = [p for p in ours if p in new or p in heads]
   for path in new:
     if not _is_new(config, path) and not _is_head(path):
-      name = paths.spelled(path)
-      there = theirs[path].shape if path in theirs else 'not'
-      raise config_lib.UserError(
-        f'{_field(config)}, where {name} is {there}; here it is '
-        f'{ours[path].shape}. Give the same model, or '
-        f'--config.init_new={name} to begin it anew'
-      )
+      _refuse(config, path, ours, theirs)
   if len(new) == len(ours):
     raise config_lib.UserError(f'{_field(config)}, of which nothing is taken')
   return new
+
+
+def _refuse(config, path, ours, theirs):
+  """Raises UserError for a path of `ours` that does not fit."""
+  there = theirs[path].shape if path in theirs else 'not'
+  raise config_lib.UserError(
+    f'{_field(config)}, where {paths.spelled(path)} is {there}; here it is '
+    f'{ours[path].shape}. Give the same model, or '
+    f'--config.init_new={_pattern(path, ours, theirs)} to begin it anew'
+  )
+
+
+def _pattern(path, ours, theirs) -> str:
+  """What picks this path: of its whole block, where theirs has none of it."""
+  for end, part in enumerate(path, 1):
+    block = paths.spelled(path[:end])
+    for pattern in (block, f'{block}/') if str(part).isdigit() else ():
+      picked = [p for p in ours if paths.matches(pattern, p)]
+      if len(picked) > 1 and not any(p in theirs for p in picked):
+        return pattern
+  return paths.spelled(path)
 
 
 def _field(config) -> str:

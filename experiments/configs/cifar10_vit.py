@@ -1,7 +1,12 @@
 r"""ViT on CIFAR-10 from scratch: patches of 4x4, 6 blocks of width 192.
 
-python -m experiments.launch --config=cifar10_vit
+  python -m experiments.launch --config=cifar10_vit
 
+Cost: not run here. 5 million images of 0.18 billion multiply-adds, three times
+each for the gradient: a task for a GPU. A download of 170 MB.
+Result: not measured, and not published of just this recipe, which is that of
+small ViTs trained from scratch: AdamW with warm-up, mixup, label smoothing and
+stochastic depth (Touvron et al. 2021, table 9), on smaller patches.
 """
 
 from train import config

@@ -9,8 +9,10 @@ keep their own licence.
 """
 
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
+import functools
 import os
 import re
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 
 from models.convert import files
 from models.convert import layouts
+from models.convert import rules as rules_lib
 
 Path = tuple[Any, ...]
 
@@ -67,6 +70,7 @@ def from_torch(
   weights: Mapping[str, Any] | str | os.PathLike,
   *,
   layout: str,
+  skip: Collection[Path] = (),
 ) -> Report:
   """Gives `model` the weights of the same network in PyTorch.
 
@@ -80,26 +84,42 @@ def from_torch(
       tensors; or a .safetensors file.
     layout: whose names and shapes they are: 'torchvision', 'timm',
       'transformers', or 'torch' for torch.nn.LSTM, GRU and RNN.
+    skip: paths, as ('pre_logits', 'bias'), that stay as they are.
 
   Raises:
-    ValueError: a file that cannot be read, weights of another architecture, or
-      an array that does not fit.
+    ValueError: a file that cannot be read, weights of another architecture, an
+      array that does not fit, or none for an array outside the head.
   """
-  return _update(model, weights, layout)
+  return _update(model, weights, layout, skip)
 
 
 def from_npz(
-  model: nnx.Module, weights: Mapping[str, Any] | str | os.PathLike
+  model: nnx.Module,
+  weights: Mapping[str, Any] | str | os.PathLike,
+  *,
+  skip: Collection[Path] = (),
 ) -> Report:
   """As from_torch, with the .npz of google-research/vision_transformer.
 
   Their GELU is the form with tanh; here, as in timm, it is the exact one.
   """
-  return _update(model, weights, 'google')
+  return _update(model, weights, 'google', skip)
 
 
-def _update(model, weights, layout) -> Report:
-  values, report = converted(model, weights, layout=layout)
+def _update(model, weights, layout, skip) -> Report:
+  values, report = converted(model, weights, layout=layout, skip=skip)
+  skipped = {'/'.join(map(str, path)) for path in skip}
+  lacking = [
+    path
+    for path in report.missing
+    if not path.startswith(_HEAD) and path not in skipped
+  ]
+  if lacking:
+    raise ValueError(
+      f'these weights lack {len(lacking)} arrays of this '
+      f'{type(model).__name__}: {layouts.listed(lacking, 3)}; give `skip` '
+      'those that are to stay new'
+    )
   state = nnx.state(model)
   flat = dict(nnx.to_flat_state(state))
   for path, value in values.items():
@@ -116,6 +136,8 @@ def converted(
   skip: Collection[Path] = (),
 ) -> tuple[dict[Path, np.ndarray], Report]:
   """Path -> array in the model's shape and dtype, and the report.
+
+  What the report has as missing is the caller's to refuse.
 
   Args:
     model: its arrays may be shapes only, as nnx.eval_shape makes them.
@@ -138,12 +160,16 @@ def converted(
         raise ValueError(
           f'{layouts.listed([other, name])} are names of one array'
         )
+  possible = [r for r in layouts.rules(model, layout, ours) if r.path in ours]
   rules = [
-    rule
-    for rule in layouts.rules(model, layout, ours)
-    if rule.path in ours and all(name in theirs for name in rule.names)
+    rule for rule in possible if all(name in theirs for name in rule.names)
   ]
-  _check_architecture(model, layout, rules, ours, theirs)
+  _check_architecture(model, layout, possible, rules, ours, theirs)
+  zero = [rule for rule in possible if rule.zero]
+  if not _names(zero) & set(theirs):
+    for rule in zero:
+      zeros = functools.partial(np.zeros, ours[rule.path][1].shape)
+      rules.append(rules_lib.Rule(rule.path, (), zeros))
   skipped = {'/'.join(map(str, path)) for path in skip}
   made, notes = {}, []
   for rule in rules:
@@ -151,6 +177,8 @@ def converted(
       arrays = {theirs[n]: _array(theirs[n], weights) for n in rule.names}
       made[rule.path], note = _make(rule, arrays, ours[rule.path][1])
       notes += note
+  if any(rule.path in made and not rule.names for rule in rules):
+    notes.append('there are no biases there: here they are 0')
   head = [path for path in ours if path.startswith(_HEAD)]
   other = [
     path
@@ -160,6 +188,11 @@ def converted(
   if other:
     there, here = made[other[0]].shape[-1], ours[other[0]][1].shape[-1]
     notes.append(f'the head has {there} outputs there, {here} here: it is new')
+  elif head[0] in made and any(
+    'pre_logits' in name for name in set(theirs) - _names(rules)
+  ):
+    other = head
+    notes.append('the head reads pre_logits there, not here: it is new')
   if other or not all(path in made for path in head):  # A head is one.
     for path in head:
       made.pop(path, None)
@@ -183,28 +216,37 @@ def converted(
   return values, report
 
 
-def _check_architecture(model, layout, rules, ours, theirs):
+def _check_architecture(model, layout, possible, rules, ours, theirs):
   """Raises a ValueError for weights of a network that is not this one.
 
-  Most of ours must be there, and most there be ours; and nothing may be left
-  over that differs from what is used by a number alone, as a deeper network's.
+  Most of ours must be there; and nothing may be left over but what is part of a
+  head, or harmless: a network with more in its blocks is another one.
   """
   body = [path for path in ours if not path.startswith(_HEAD)]
   found = [rule for rule in rules if not rule.path.startswith(_HEAD)]
-  used = {name for rule in rules for name in rule.names}
-  left = sorted(set(theirs) - used)
-  kinds = set(map(_kind, used))
-  more = [name for name in left if _kind(name) in kinds]
-  if 2 * len(found) < len(body) or 2 * len(used) < len(theirs) or more:
+  heads = set(
+    map(_top, _names(r for r in possible if r.path.startswith(_HEAD)))
+  )
+  left = sorted(
+    name
+    for name in set(theirs) - _names(possible)
+    if _top(name) not in heads and not layouts.is_harmless(name, layout)
+  )
+  if 2 * len(found) < len(body) or left:
+    other = f'; {layouts.NPZ}' if layout == 'google' and not found else ''
     raise ValueError(
       f'weights of another architecture: as {layout} names them, {len(found)} '
       f'of the {len(body)} arrays of this {type(model).__name__} are there; '
-      f'left over of {len(theirs)}: {layouts.listed(more or left, 2)}'
+      f'left over of {len(theirs)}: {layouts.listed(left, 2)}{other}'
     )
 
 
-def _kind(name: str) -> str:
-  return re.sub(r'\d+(_reverse)?', '#', name)
+def _names(rules: Iterable[rules_lib.Rule]) -> set[str]:
+  return {name for rule in rules for name in rule.names}
+
+
+def _top(name: str) -> str:
+  return re.split(r'[./]', name)[0]
 
 
 def _array(name: str, weights: Mapping[str, Any]) -> np.ndarray:
@@ -216,7 +258,10 @@ def _array(name: str, weights: Mapping[str, Any]) -> np.ndarray:
   array = np.asarray(value)
   if not jnp.issubdtype(array.dtype, jnp.floating):
     raise ValueError(f'{name} holds {array.dtype}, not floating-point numbers')
-  return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+  array = array.astype(np.float32) if array.dtype.itemsize < 4 else array
+  if not np.isfinite(array).all():
+    raise ValueError(f'{name} holds nan or infinity')
+  return array
 
 
 def _make(rule, arrays, wanted) -> tuple[np.ndarray, list[str]]:
@@ -224,7 +269,7 @@ def _make(rule, arrays, wanted) -> tuple[np.ndarray, list[str]]:
   became, said = '', ''
   try:
     made = rule.make(*arrays.values())
-    became = f', here {made.shape}'
+    became = f' becomes {made.shape}, which'
     if rule.resize is not None:
       made, said = rule.resize(made)
   except ValueError:
@@ -237,6 +282,6 @@ def _make(rule, arrays, wanted) -> tuple[np.ndarray, list[str]]:
   ):
     shapes = ', '.join(f'{name} {a.shape}' for name, a in arrays.items())
     raise ValueError(
-      f'{shapes}{became}, does not fit {rule.path} {wanted.shape}'
+      f'{shapes}{became} does not fit {rule.path} {wanted.shape}'
     )
   return made, [said] if said else []

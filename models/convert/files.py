@@ -30,6 +30,11 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
   if not os.path.isfile(path):
     raise ValueError(f'{path}: there is no such file')
   try:
+    if _is_torch_archive(path):
+      raise ValueError(
+        'it is a pickle archive of PyTorch, which can run code when it is '
+        'read; where it was made, save it with safetensors.torch.save_file'
+      )
     if path.suffix.lower() == '.safetensors':
       return safetensors.numpy.load_file(path)
     if not zipfile.is_zipfile(path):
@@ -44,3 +49,12 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     raise ValueError(
       f'{path} cannot be read as {path.suffix}: {reason}'
     ) from None
+
+
+def _is_torch_archive(path: pathlib.Path) -> bool:
+  """Whether torch.save wrote it, whatever its name says."""
+  with path.open('rb') as stream:
+    if stream.read(4) != b'PK\x03\x04':
+      return False
+  with zipfile.ZipFile(path) as archive:
+    return any(name.endswith('/data.pkl') for name in archive.namelist())

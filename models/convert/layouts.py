@@ -24,6 +24,10 @@ LAYOUTS = {
   'timm': r'cls_token|pos_embed|patch_embed\.|stem\.0\.',
   'torchvision': r'class_token|conv_proj\.|conv1\.|features\.(0\.0|conv0)\.',
 }
+NPZ = (
+  "of .npz files only Google's original ViT is read, as google-research/"
+  'vision_transformer has it'
+)
 
 # Model -> layout -> (model, our paths) -> rules.
 FAMILIES = {
@@ -78,6 +82,15 @@ _SPELLINGS = {
   ),
 }
 
+# What a file may have beside the network: what another head reads or another
+# task was trained with, and the class token, which pool='mean' has not. Around
+# torch.nn's layers there may be anything.
+_HARMLESS = (
+  r'pooler\.|pre_logits\b|decoder|'
+  r'(embeddings\.)?(mask_token|cls_token|class_token|cls)$'
+)
+_RECURRENT = r'(.*\.)?(weight|bias)_\w+_l\d'
+
 
 def detect(names: Iterable[str]) -> str:
   """Whose names these are: a key of LAYOUTS.
@@ -91,7 +104,7 @@ def detect(names: Iterable[str]) -> str:
       return layout
   raise ValueError(
     f'the names {listed(names, 3)} are of no known layout; there are '
-    f'{", ".join(LAYOUTS)}'
+    f'{", ".join(LAYOUTS)}; {NPZ}'
   )
 
 
@@ -122,6 +135,13 @@ def spelling(name: str, layout: str) -> str:
   for pattern, replacement in _SPELLINGS.get(layout, ()):
     name = re.sub(pattern, replacement, name)
   return name
+
+
+def is_harmless(name: str, layout: str) -> bool:
+  """Whether a network is the same without this array."""
+  if layout == 'torch':
+    return re.match(_RECURRENT, name) is None
+  return re.match(_HARMLESS, name) is not None
 
 
 def listed(words: Iterable[str], most: int = 8) -> str:

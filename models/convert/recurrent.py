@@ -3,6 +3,7 @@
 PyTorch adds two biases, one of the inputs and one of the state, where there is
 one here: it is their sum. A GRU of reset_after=True keeps the state's apart for
 its new gate. The gates have the same order: i f g o, and r z n.
+Layers made with bias=False have none: it is 0.
 """
 
 from collections.abc import Iterable
@@ -40,9 +41,10 @@ def torch_rules(
     elif leaf == 'recurrent_kernel':
       yield rules.Rule(path, (f'weight_hh{end}',), rules.kernel)
     elif leaf == 'bias':
-      yield rules.Rule(path, biases, _gru_bias if gru else np.add)
+      make = _gru_bias if gru else np.add
+      yield rules.Rule(path, biases, make, zero=True)
     elif leaf == 'recurrent_bias':
-      yield rules.Rule(path, biases[1:], _new_gate)
+      yield rules.Rule(path, biases[1:], _new_gate, zero=True)
 
 
 def _gru_bias(inputs: np.ndarray, state: np.ndarray) -> np.ndarray:

@@ -35,12 +35,15 @@ class Rule:
     make: (array of each name) -> array.
     resize: array -> (array at the model's resolution, what to say of it), or
       None where there is none to fit.
+    zero: whether it is 0 where no rule that says so finds a name, as in layers
+      made without biases.
   """
 
   path: str
   names: tuple[str, ...]
   make: Callable[..., np.ndarray] = np.asarray
   resize: Callable[[np.ndarray], tuple[np.ndarray, str]] | None = None
+  zero: bool = False
 
 
 # (model, our paths) -> rules, of one family in one layout.
@@ -52,6 +55,11 @@ def kernel(weight: np.ndarray) -> np.ndarray:
   return weight.transpose(*range(2, weight.ndim), 1, 0)
 
 
+def vector(array: np.ndarray) -> np.ndarray:
+  """[1, 1, D] or [D, 1, 1] -> [D], also where D is 1."""
+  return np.atleast_1d(np.squeeze(array))
+
+
 def pytorch(names: Mapping[str, str]) -> Family:
   """The rules of every path that is in the table of names."""
 
@@ -59,7 +67,7 @@ def pytorch(names: Mapping[str, str]) -> Family:
     del model  # What it has is in its paths.
     for path in paths:
       module, _, leaf = path.rpartition('/')
-      make = kernel if leaf == 'kernel' else np.squeeze
+      make = kernel if leaf == 'kernel' else vector
       if theirs := find(path, names):
         yield Rule(path, (theirs,), make)
       elif theirs := find(module, names):

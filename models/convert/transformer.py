@@ -44,7 +44,7 @@ def google(model: vit.ViT, paths: Iterable[str]) -> Iterator[rules.Rule]:
   for path in paths:
     module, _, leaf = path.rpartition('/')
     if theirs := rules.find(path, tables.VIT_GOOGLE):
-      yield rules.Rule(path, (theirs,), np.squeeze)
+      yield rules.Rule(path, (theirs,), rules.vector)
     elif theirs := rules.find(module, tables.VIT_GOOGLE):
       is_out = path.endswith('attention/project/kernel')
       yield rules.Rule(

@@ -724,6 +724,8 @@ def test_a_config_says_how_to_run_it(file):
     doc,
     re.MULTILINE,
   )
+  for begins in ('Cost: ', 'Result'):
+    assert any(line.startswith(begins) for line in doc.splitlines())
 
 
 # What is downloaded, by the shape of its images: the tests need no network.

@@ -6,6 +6,7 @@ That the outputs are then the same is proven in tests/parity.
 import json
 import math
 import pathlib
+import zipfile
 
 from flax import linen
 from flax import nnx
@@ -502,6 +503,30 @@ def test_every_layer_and_direction_is_taken_whatever_holds_them():
   )
 
 
+@pytest.mark.parametrize(
+  ('name', 'gates', 'kwargs', 'formula'),
+  [('lstm', 4, {}, _lstm), ('gru', 3, {'reset_after': True}, _gru)],
+)
+def test_layers_made_without_biases_have_zeros(name, gates, kwargs, formula):
+  arrays = recurrent(gates)
+  zero = {n: 0 * array for n, array in arrays.items() if 'bias' in n}
+  bare = {n: array for n, array in arrays.items() if n not in zero}
+  model = filled(name, num_features=5, widths=(4,), **kwargs)
+  report = convert.from_torch(model, bare, layout='torch')
+  assert report.missing == ('head/bias', 'head/kernel')
+  assert report.mapped['blocks/0/forward/bias'] == ()
+  assert report.notes == ('there are no biases there: here they are 0',)
+  model.head.kernel[...] = jnp.asarray(np.eye(4, 10, dtype=np.float32))
+  xs = np.random.default_rng(1).normal(size=(6, 5))
+  found = compiled(model)(xs[None].astype(np.float32))[0, :4] - 0.25
+  double = {n: a.astype(np.float64) for n, a in (bare | zero).items()}
+  np.testing.assert_allclose(found, formula(double, xs), rtol=1e-5, atol=1e-6)
+  # Of two biases, one alone is a damaged file.
+  del arrays['bias_hh_l0']
+  with pytest.raises(ValueError, match='lack'):
+    convert.from_torch(model, arrays, layout='torch')
+
+
 def test_the_papers_gru_has_no_weights_elsewhere():
   model = abstract('gru', num_features=5, widths=(4,))
   with pytest.raises(ValueError, match='give the model reset_after=True'):
@@ -514,17 +539,17 @@ def test_the_papers_gru_has_no_weights_elsewhere():
 def test_a_head_of_other_classes_stays_new_and_the_report_says_it():
   model = filled(**SMALL_RESNET, num_classes=7)
   before = flat(model)
-  arrays = small_resnet() | {'extra.weight': np.zeros(3, np.float32)}
+  arrays = small_resnet() | {'fc.scale': np.zeros(3, np.float32)}
   report = convert.from_torch(model, arrays, layout='timm')
   after = flat(model)
   for path, array in before.items():
     assert np.array_equal(array, after[path]) == path.startswith('head/'), path
   assert report.missing == ('head/bias', 'head/kernel')
-  assert report.unused == ('extra.weight', 'fc.bias', 'fc.weight')
+  assert report.unused == ('fc.bias', 'fc.scale', 'fc.weight')
   assert len(report.mapped) == 30
   assert str(report).splitlines() == [
     '30 arrays taken, named as in timm; new: head/bias, head/kernel',
-    'unused: extra.weight, fc.bias, fc.weight',
+    'unused: fc.bias, fc.scale, fc.weight',
     'the head has 1000 outputs there, 7 here: it is new',
     'the published weights of others keep their own licence',
   ]
@@ -536,6 +561,47 @@ def test_a_head_without_its_bias_is_all_new():
   _, report = convert.converted(abstract(**SMALL_RESNET), arrays)
   assert report.missing == ('head/bias', 'head/kernel')
   assert report.unused == ('fc.weight',)
+
+
+def test_a_head_of_one_output_is_taken():
+  arrays = published.arrays(published.resnet((1, 1), 8, (3, 3), classes=1))
+  values, report = convert.converted(
+    abstract(**SMALL_RESNET, num_classes=1), arrays
+  )
+  assert not report.missing
+  np.testing.assert_array_equal(values['head', 'bias'], arrays['fc.bias'])
+  # Into another number of classes too, whose head stays new.
+  _, report = convert.converted(abstract(**SMALL_RESNET), arrays)
+  assert report.missing == ('head/bias', 'head/kernel')
+  assert report.notes == ('the head has 1 outputs there, 1000 here: it is new',)
+
+
+@pytest.mark.parametrize(
+  ('layout', 'names'),
+  [
+    ('timm', ('mask_token', 'decoder_blocks.0.norm1.weight', 'head.fc1.bias')),
+    ('transformers', ('vit.pooler.dense.bias', 'vit.embeddings.mask_token')),
+    ('torchvision', ('heads.other.weight',)),
+  ],
+)
+def test_what_changes_no_output_is_left_over_in_peace(layout, names):
+  shapes = published.vit(**SMALL_VIT_SIZES, layout=layout)
+  shapes |= dict.fromkeys(names, (12,))
+  _, report = convert.converted(abstract(**SMALL_VIT), zeros(shapes))
+  assert report.missing == ()
+  assert report.unused == tuple(sorted(names))
+
+
+def test_a_head_that_reads_another_layer_is_new():
+  shapes = published.vit_google(2, 12, 3, 2, 17, classes=5)
+  shapes |= {'pre_logits/kernel': (12, 12), 'pre_logits/bias': (12,)}
+  _, report = convert.converted(abstract(**SMALL_VIT), zeros(shapes))
+  assert report.missing == ('head/bias', 'head/kernel')
+  assert report.notes == (
+    'the head reads pre_logits there, not here: it is new',
+  )
+  model = abstract(**SMALL_VIT, pre_logits=True)
+  assert not convert.converted(model, zeros(shapes))[1].missing
 
 
 def test_values_take_the_models_dtype():
@@ -633,6 +699,109 @@ def test_a_larger_network_is_not_cut_to_fit(model, arrays, named):
   assert named in str(caught.value)
 
 
+VIT_TIMM = published.vit(**SMALL_VIT_SIZES, layout='timm')
+RESNET_50 = published.resnet()
+
+
+@pytest.mark.parametrize(
+  ('model', 'arrays', 'extra'),
+  [
+    (SMALL_VIT, VIT_TIMM, {'blocks.0.ls1.gamma': (12,)}),
+    (SMALL_VIT, VIT_TIMM, {'blocks.1.attn.q_norm.weight': (4,)}),
+    (SMALL_VIT, VIT_TIMM, {'reg_token': (1, 4, 12)}),
+    (SMALL_VIT, VIT_TIMM, {'norm_pre.weight': (12,)}),
+    (SMALL_VIT, VIT_TIMM, {'blocks.0.pooler.weight': (12,)}),
+    (SMALL_VIT, published.vit(**SMALL_VIT_SIZES, layout='transformers'),
+     {'encoder.layer.0.layer_scale1.lambda1': (12,)}),
+    (SMALL_VIT, published.vit_google(2, 12, 3, 2, 17, classes=5),
+     {'block1/unit1/conv1/kernel': (1, 1, 3, 12)}),
+    ({'name': 'resnet', 'variant': '50'}, RESNET_50,
+     {'layer1.0.se.fc1.weight': (16, 256, 1, 1)}),
+    ({'name': 'lstm', 'num_features': 5, 'widths': (4,)},
+     {n: a.shape for n, a in recurrent(4).items()},
+     {'net.weight_hr_l0': (2, 4)}),
+  ],
+  ids=lambda value: next(iter(value)) if len(value) == 1 else '',
+)  # fmt: skip
+def test_more_in_the_blocks_is_another_architecture(model, arrays, extra):
+  model = abstract(**model)
+  assert convert.converted(model, zeros(arrays))[1].mapped
+  with pytest.raises(ValueError, match='another architecture') as caught:
+    convert.converted(model, zeros(arrays | extra))
+  assert next(iter(extra)) in str(caught.value)
+
+
+def test_learned_positions_need_a_model_that_has_some():
+  model = abstract(**SMALL_VIT, position='sincos2d')
+  arrays = dict(VIT_TIMM)
+  with pytest.raises(ValueError, match='architecture.*left over.*: pos_embed'):
+    convert.converted(model, zeros(arrays))
+  del arrays['pos_embed']
+  assert not convert.converted(model, zeros(arrays))[1].missing
+
+
+@pytest.mark.parametrize(
+  ('model', 'arrays', 'layout', 'named'),
+  [
+    ({'name': 'resnet', 'variant': '101'}, RESNET_50, 'timm',
+     ('lack 255', 'ResNet', 'blocks/2/10/convs/0/kernel')),
+    ({'name': 'resnet', 'variant': '34'},
+     published.resnet((2, 2, 2, 2), 64, (3, 3)), 'timm',
+     ('lack', 'blocks/0/2/convs/0/kernel')),
+    ({'name': 'lstm', 'num_features': 5, 'widths': (4, 4)},
+     {n: a.shape for n, a in recurrent(4).items()}, 'torch',
+     ('lack 3', 'LSTM', 'blocks/1/forward/kernel')),
+    (SMALL_VIT | {'depth': 3}, VIT_TIMM, 'timm',
+     ('lack 12', 'ViT', 'blocks/2/attention/project/bias')),
+    (SMALL_VIT | {'pre_logits': True}, VIT_TIMM, 'timm',
+     ('lack 2', 'pre_logits/bias', 'pre_logits/kernel')),
+    # A ResNet of group norms.
+    (SMALL_RESNET,
+     {n: s for n, s in published.resnet((1, 1), 8, (3, 3)).items()
+      if 'running' not in n}, 'timm', ('lack 12', 'norm/mean', 'norm/var')),
+  ],
+  ids=['resnet101', 'resnet34', 'lstm', 'vit', 'pre_logits', 'statistics'],
+)  # fmt: skip
+def test_a_smaller_network_is_refused(model, arrays, layout, named):
+  with pytest.raises(ValueError, match='these weights lack') as caught:
+    convert.from_torch(abstract(**model), zeros(arrays), layout=layout)
+  for word in named:
+    assert word in str(caught.value)
+
+
+def test_what_the_caller_skips_need_not_be_there_and_stays():
+  arrays = published.arrays(VIT_TIMM)
+  model = filled(**SMALL_VIT, pre_logits=True)
+  before = flat(model)
+  skip = [('pre_logits', 'kernel'), ('pre_logits', 'bias')]
+  report = convert.from_torch(model, arrays, layout='timm', skip=skip)
+  assert report.missing == ('pre_logits/bias', 'pre_logits/kernel')
+  after = flat(model)
+  for path in before:
+    assert np.array_equal(before[path], after[path]) == (path in report.missing)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('dtype', ['float64', 'float32', 'bfloat16'])
+def test_what_is_not_finite_is_refused(model, value, dtype):
+  arrays = small_resnet()
+  array = arrays['bn1.running_var'].astype(jnp.dtype(dtype))
+  array[3] = value
+  arrays['bn1.running_var'] = array
+  assert refused(model, arrays) == 'bn1.running_var holds nan or infinity'
+
+
+def test_what_does_not_fit_says_what_it_becomes():
+  arrays = recurrent(4, width=16)
+  model = abstract('lstm', num_features=5, widths=(128,))
+  with pytest.raises(ValueError, match='becomes') as caught:
+    convert.converted(model, {n: arrays[n] for n in sorted(arrays)})
+  assert str(caught.value) == (
+    'bias_ih_l0 (64,), bias_hh_l0 (64,) becomes (64,), which does not fit '
+    'blocks/0/forward/bias (512,)'
+  )
+
+
 def test_what_is_no_floating_point_number_is_refused(model):
   arrays = small_resnet()
   arrays['conv1.weight'] = arrays['conv1.weight'].astype(np.int8)
@@ -648,6 +817,16 @@ def test_a_model_that_nobody_publishes_says_which_are():
 def test_names_of_no_layout_are_listed():
   with pytest.raises(ValueError, match='a, b, c, ... .1 more. are of no known'):
     convert.detect_layout(['a', 'b', 'c', 'd'])
+
+
+def test_big_visions_npz_is_told_from_the_original():
+  shapes = published.vit_google(2, 12, 3, 2, 17, classes=5)
+  arrays = zeros({f'params/{name}': shape for name, shape in shapes.items()})
+  said = "only Google's original ViT is read"
+  with pytest.raises(ValueError, match=said):
+    convert.converted(abstract(**SMALL_VIT), arrays)
+  with pytest.raises(ValueError, match=said):
+    convert.from_npz(abstract(**SMALL_VIT), arrays)
 
 
 # ----------------------------------------------------------------------- files
@@ -717,6 +896,12 @@ def _object_npy(file):
     np.save(stream, np.array([_Bomb(file.with_name('executed'))], object))
 
 
+def _torch_archive(file):
+  with zipfile.ZipFile(file, 'w') as archive:
+    archive.writestr('fake/data.pkl', b'cos\nsystem\n(S"false"\ntR.')
+    archive.writestr('fake/data/0', bytes(8))
+
+
 def _truncated(file):
   data = safetensors.numpy.save({'a': np.zeros(9, np.float32)})
   file.write_bytes(data[:-1])
@@ -727,6 +912,8 @@ def _truncated(file):
   [
     ('a.npz', _object_npz),
     ('a.npz', _object_npy),
+    ('a.npz', _torch_archive),
+    ('a.safetensors', _torch_archive),
     ('a.npz', lambda file: file.write_bytes(b'')),
     ('a.npz', lambda file: file.write_bytes(b'PK\x03\x04 no zip')),
     ('a.safetensors', _truncated),
@@ -750,3 +937,11 @@ def test_what_is_no_file_of_weights_is_one_line_and_never_run(
   assert '\n' not in str(caught.value)
   assert str(file) in str(caught.value)
   assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize('suffix', files.FILES)
+def test_an_archive_of_pytorch_is_called_a_pickle(tmp_path, suffix):
+  file = tmp_path / f'weights{suffix}'
+  _torch_archive(file)
+  with pytest.raises(ValueError, match='is a pickle archive of PyTorch'):
+    convert.read(file)

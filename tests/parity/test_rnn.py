@@ -25,13 +25,14 @@ KINDS = {
 }
 
 
-def _make(kind, layers, bidirectional, head='every'):
+def _make(kind, layers, bidirectional, head='every', bias=True):
   """(ours with the weights of theirs, theirs); both read 6 numbers a step."""
   ours, name, kwargs, their_kwargs = KINDS[kind]
   torch.manual_seed(0)
   theirs = getattr(torch.nn, name)(
-    6, 8, layers, bidirectional=bidirectional, batch_first=True, **their_kwargs
-  )
+    6, 8, layers, bias=bias, bidirectional=bidirectional, batch_first=True,
+    **their_kwargs,
+  )  # fmt: skip
   model = ours(
     6, 3, widths=(8,) * layers, bidirectional=bidirectional, head=head,
     rngs=nnx.Rngs(0), **kwargs,
@@ -92,6 +93,15 @@ def test_outputs_and_last_states_agree(kind, layers, bidirectional, lengths):
     assert len(state) == len(last)
     for array, wanted in zip(state, last, strict=True):
       weights.assert_close(array, wanted[number])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_layers_without_biases_agree(kind):
+  ours, theirs = _make(kind, 2, True, bias=False)
+  with torch.no_grad():
+    expected, _ = theirs(torch.from_numpy(_inputs()))
+  found, _ = _before_the_head(ours, _inputs(), None)
+  weights.assert_close(found, expected)
 
 
 @pytest.mark.parametrize('kind', KINDS)

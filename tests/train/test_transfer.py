@@ -336,13 +336,13 @@ def weights(tmp_path_factory):
 
 
 @functools.cache
-def _resnet() -> program_lib.Program:
-  return program_lib.create(runs.config(model=RESNET))
+def _resnet(depth=(1, 1)) -> program_lib.Program:
+  return program_lib.create(runs.config(model=RESNET | {'depth': depth}))
 
 
-def _start_from(file, **fields):
+def _start_from(file, depth=(1, 1), **fields):
   """As _start, from a file into a ResNet."""
-  program = _resnet()
+  program = _resnet(depth)
   config = dataclasses.replace(program.config, init_from=str(file), **fields)
   program = dataclasses.replace(program, config=config)
   transfer.check(program)
@@ -421,6 +421,59 @@ def test_what_a_file_lacks_is_refused_unless_it_is_new(weights):
     _start_from(other)
   _, _, said = _start_from(other, init_new=(path,))
   assert said[0].endswith(f'new: {path}, head/bias, head/kernel')
+
+
+def test_a_whole_block_that_a_file_lacks_is_named_by_its_pattern(weights):
+  file, _ = weights
+  shapes = published.resnet(**SIZES | {'depth': (1, 11)})
+  part = {
+    name: array
+    for name, array in published.arrays(shapes).items()
+    if not name.startswith(('layer2.1.', 'layer2.9.'))
+  }
+  other = file.with_name('blocks.safetensors')
+  safetensors.numpy.save_file(part, other)
+  with pytest.raises(config_lib.UserError, match='blocks/1/9/.* is not') as e:
+    _start_from(other, depth=(1, 11), init_new=('blocks/1/1/',))
+  assert '--config.init_new=blocks/1/9 to' in str(e.value)
+  # A pattern must not pick blocks/1/10 too, which is there.
+  with pytest.raises(config_lib.UserError, match='blocks/1/1/.* is not') as e:
+    _start_from(other, depth=(1, 11), init_new=('blocks/1/9',))
+  assert '--config.init_new=blocks/1/1/ to' in str(e.value)
+  new = ('blocks/1/9', 'blocks/1/1/')
+  _, state, said = _start_from(other, depth=(1, 11), init_new=new)
+  np.testing.assert_array_equal(
+    _flat(state.params)['blocks/1/10/norms/0/norm/bias'],
+    part['layer2.10.bn1.bias'],
+  )
+
+
+def test_running_statistics_that_a_file_lacks_are_refused_too(weights):
+  file, arrays = weights
+  part = {k: v for k, v in arrays.items() if k != 'bn1.running_var'}
+  other = file.with_name('statistics.safetensors')
+  safetensors.numpy.save_file(part, other)
+  path = 'embed/norm/norm/var'
+  with pytest.raises(
+    config_lib.UserError, match=f'where {path} is not; .*init_new={path}'
+  ):
+    _start_from(other)
+  program, state, _ = _start_from(other, init_new=(path,))
+  np.testing.assert_array_equal(
+    _flat(state.batch_stats)[path], _flat(program.init().batch_stats)[path]
+  )
+
+
+@pytest.mark.parametrize('name', ['folder.safetensors', 'weihgts', 'a.npzz'])
+def test_what_is_neither_a_workdir_nor_a_file_says_what_files_are_read(
+  tmp_path, name
+):
+  if name.startswith('folder'):
+    (tmp_path / name).mkdir()
+  with pytest.raises(
+    config_lib.UserError, match='no experiment.* ends in .safetensors or .npz'
+  ):
+    _start_from(tmp_path / name)
 
 
 @pytest.mark.parametrize(
