@@ -30,6 +30,7 @@ def draw(
   prepare = step_lib.make_prepare('image', config.data.normalize)
   batch = prepare(jax.device_put(batch))
   outputs, _ = step_lib.apply(program.merge(state), batch)
+  outputs = losses.widen(outputs)
   if config.loss == losses.OF_LOGITS:
     outputs = jax.nn.sigmoid(outputs)
   scale = config.data.normalize or {'mean': 0.0, 'std': 1.0}

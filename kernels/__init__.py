@@ -1,1 +1,13 @@
-"""Pallas kernels, one folder an op. None has been written yet."""
+"""Pallas kernels, one folder an op: what others import."""
+
+from kernels.ops.cross_entropy.api import softmax_cross_entropy
+from kernels.ops.linear_cross_entropy.api import linear_softmax_cross_entropy
+from kernels.ops.softmax.api import log_softmax
+from kernels.ops.softmax.api import softmax
+
+__all__ = [
+  'linear_softmax_cross_entropy',
+  'log_softmax',
+  'softmax',
+  'softmax_cross_entropy',
+]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import kernels
 from models import layers
 from models import position as position_lib
 
@@ -70,6 +71,9 @@ class ViT(nnx.Module):
     stochastic_depth: share of the examples that skip a branch of the last block
       in training, growing in even steps from 0 at the first (Huang et al.
       2016).
+    attention: 'dot_product', jax.nn's; or 'softmax', that of `kernels` between
+      two products, which keeps the weights [B, heads, N, N] for the backward
+      pass.
     remat: computes each block anew in the backward pass, to save memory.
     scan: compiles one block for all of them, where the compiler takes long, as
       a TPU's does; on a CPU both it and the steps are slower so. The outputs
@@ -92,6 +96,7 @@ class ViT(nnx.Module):
     pre_logits: bool = False,
     dropout: float = 0.0,
     stochastic_depth: float = 0.0,
+    attention: str = 'dot_product',
     remat: bool = False,
     scan: bool = False,
     dtype=None,
@@ -121,6 +126,7 @@ class ViT(nnx.Module):
       )
     layers.lookup('pool', pool, dict.fromkeys(POOLS))
     layers.lookup('position', position, dict.fromkeys(POSITIONS))
+    layers.lookup('attention', attention, dict.fromkeys(ATTENTIONS))
     # Judged here as a whole; the blocks get shares of it.
     layers.stochastic_depth(stochastic_depth, ndim=3)
     self.pool, self.remat, self.scan = pool, remat, scan
@@ -153,7 +159,7 @@ class ViT(nnx.Module):
     # by which weight decay spares it.
     self.blocks = nnx.List(
       [
-        Block(width, num_heads, mlp_width, dropout, **kwargs)
+        Block(width, num_heads, mlp_width, dropout, attention, **kwargs)
         for _ in range(depth)
       ]
     )
@@ -221,10 +227,16 @@ class Block(nnx.Module):
   """
 
   def __init__(
-    self, width: int, num_heads: int, mlp_width: int, dropout: float, **kwargs
+    self,
+    width: int,
+    num_heads: int,
+    mlp_width: int,
+    dropout: float,
+    attention: str,
+    **kwargs,
   ):
     self.norm1 = _norm(width, **kwargs)
-    self.attention = Attention(width, num_heads, **kwargs)
+    self.attention = Attention(width, num_heads, attention, **kwargs)
     self.norm2 = _norm(width, **kwargs)
     self.mlp = MLP(width, mlp_width, dropout, **kwargs)
     self.dropout = layers.dropout(dropout)
@@ -245,10 +257,10 @@ class Attention(nnx.Module):
   as many in a row.
   """
 
-  def __init__(self, width: int, num_heads: int, **kwargs):
+  def __init__(self, width: int, num_heads: int, attention: str, **kwargs):
     self.qkv = nnx.Linear(width, 3 * width, kernel_init=_GLOROT_QKV, **kwargs)
     self.project = nnx.Linear(width, width, kernel_init=_GLOROT, **kwargs)
-    self.num_heads = num_heads
+    self.num_heads, self.attend = num_heads, ATTENTIONS[attention]
 
   def __call__(self, x: jax.Array) -> jax.Array:
     qkv = _each(self.qkv, x)
@@ -256,7 +268,7 @@ class Attention(nnx.Module):
     query, key, value = (
       part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1)
     )
-    x = jax.nn.dot_product_attention(query, key, value)
+    x = self.attend(query, key, value)
     return _each(self.project, x.reshape(*x.shape[:2], -1))
 
 
@@ -276,6 +288,22 @@ class MLP(nnx.Module):
     x = layers.gelu(_each(self.expand, x))
     x = self.dropout(x, deterministic=not train, rngs=rngs)
     return _each(self.project, x)
+
+
+def _softmax_attention(query, key, value):
+  """As jax.nn.dot_product_attention, [B, N, heads, D'] each."""
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.einsum(
+    'bqhd,bkhd->bhqk', query, key, preferred_element_type=wide
+  )
+  weights = kernels.softmax(scores, scale=query.shape[-1] ** -0.5)
+  return jnp.einsum('bhqk,bkhd->bqhd', weights.astype(value.dtype), value)
+
+
+ATTENTIONS = {
+  'dot_product': jax.nn.dot_product_attention,
+  'softmax': _softmax_attention,
+}
 
 
 def _each(layer, x):

@@ -176,6 +176,11 @@ def _check_recipe(config: config_lib.Config, require):
     f'it takes {", ".join(config_lib.DTYPES)}',
   )
   require(
+    config.kernels in config_lib.KERNELS,
+    'kernels',
+    f'it takes {", ".join(config_lib.KERNELS)}',
+  )
+  require(
     config.init_from is None
     or (config.init_from != '' and config.init_from.isprintable()),
     'init_from', 'it takes a workdir, or a .safetensors or .npz file',

@@ -35,7 +35,7 @@ class Data:
 
   name: str = 'digits'  # An embedded dataset, or any that TFDS has prepared.
   data_dir: str | None = None  # None: TFDS_DATA_DIR, then TFDS's own folder.
-  batch_size: int = 64  # Over all devices together.
+  batch_size: int = 64  # Examples a step, over all devices together.
   validation_fraction: float = 0.0  # Share of the training split held out.
   # 'mean_std' of the training split, 'unit' for [0, 1], 'symmetric' for
   # [-1, 1], None, or {'mean': (...), 'std': (...)}: (x - mean) / std.
@@ -102,6 +102,9 @@ class Config:
   ema_decay: float | None = None
   accumulate: int = 1  # Parts of a batch that are computed one by one.
   dtype: str = 'float32'  # Of computing; parameters are float32.
+  # What computes the cross-entropy of classes: a name of KERNELS. 'auto' is XLA
+  # but where a kernel was measured to be faster on the chip.
+  kernels: str = 'auto'
   # Another workdir's best checkpoint, or DIR:latest, DIR:300; or another
   # library's weights, FILE.safetensors or FILE.npz. Read when the run begins.
   init_from: str | None = None
@@ -112,6 +115,14 @@ class Config:
 PARTS = {'data': Data, 'early_stopping': EarlyStopping}
 BLOCKS = ('model', 'optimizer', 'schedule')
 CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
+KERNELS = (
+  'auto',
+  'xla',
+  'pallas_tpu',
+  'pallas_gpu',
+  'pallas_tpu_interpret',
+  'pallas_gpu_interpret',
+)
 NORMALIZE = ('mean_std', 'unit', 'symmetric')
 DTYPES = ('float32', 'bfloat16')
 

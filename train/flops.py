@@ -21,7 +21,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 # Their bodies run as often as only the program itself knows.
-_OPEN_ENDED = ('while', 'pallas_call', 'core_map')
+_OPEN_ENDED = ('while', 'core_map')
 
 
 def count(function: Callable, *args) -> int:
@@ -87,6 +87,8 @@ def _times(eqn) -> int:
     )
   if name == 'scan':
     return eqn.params['length']
+  if name == 'pallas_call':
+    return math.prod(eqn.params['grid_mapping'].grid)
   if name == 'shard_map':
     sizes = eqn.params['mesh'].shape
     return math.prod(sizes[axis] for axis in eqn.params['newly_manual_axes'])

@@ -1,5 +1,7 @@
 """Tasks and their losses, Optax's by Optax's names.
 
+The cross-entropy of classes is that of `kernels`, under Optax's name.
+
 A task says how a model's outputs and a batch become predictions and targets; a
 loss turns these into one number an example.
 
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import kernels
 from train import blocks
 from train import config as config_lib
 from train.data import sources
@@ -29,14 +32,7 @@ def absolute_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 # The loss of reconstruction whose outputs are logits.
 OF_LOGITS = 'sigmoid_binary_cross_entropy'
-_SMOOTHED = 'softmax_cross_entropy_with_integer_labels'
-
-
-def _smoothed(share: float, logits: jax.Array, labels: jax.Array) -> jax.Array:
-  targets = jax.nn.one_hot(labels, logits.shape[-1])
-  return optax.losses.softmax_cross_entropy(
-    logits, optax.losses.smooth_labels(targets, share)
-  )
+_OF_CLASSES = 'softmax_cross_entropy_with_integer_labels'
 
 
 def _signed(loss: PerExample) -> PerExample:
@@ -82,9 +78,7 @@ class Task:
 
 # logits [B, T, K], targets int [B, T], -1 where nothing is asked.
 _TOKENS = Task(
-  losses={
-    _SMOOTHED: optax.losses.softmax_cross_entropy_with_integer_labels,
-  },
+  losses={_OF_CLASSES: kernels.softmax_cross_entropy},
   num_classes=lambda dataset: len(dataset.classes),
   pair=lambda logits, batch: (logits, batch['targets'].astype(jnp.int32)),
   labels='tokens',
@@ -95,12 +89,9 @@ TASKS = {
   # (1 - y) log(1 - p) term, which belongs to binary cross-entropy alone.
   'classification': Task(
     losses={
-      name: getattr(optax.losses, name)
-      for name in (
-        'softmax_cross_entropy_with_integer_labels',
-        'multiclass_hinge_loss',
-        'multiclass_perceptron_loss',
-      )
+      _OF_CLASSES: kernels.softmax_cross_entropy,
+      'multiclass_hinge_loss': optax.losses.multiclass_hinge_loss,
+      'multiclass_perceptron_loss': optax.losses.multiclass_perceptron_loss,
     },
     num_classes=lambda dataset: len(dataset.classes),
     pair=lambda logits, batch: (logits, batch['label']),
@@ -147,7 +138,17 @@ TASKS = {
 }
 
 
-def create(task: str, loss: str, label_smoothing: float = 0.0) -> Callable:
+def widen(outputs: jax.Array) -> jax.Array:
+  """float32, or wider where the outputs are."""
+  return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+def create(
+  task: str,
+  loss: str,
+  label_smoothing: float = 0.0,
+  implementation: str = 'auto',
+) -> Callable:
   """loss_fn(outputs [B, ...], batch) -> float32 [B], the loss of each example.
 
   Args:
@@ -155,6 +156,7 @@ def create(task: str, loss: str, label_smoothing: float = 0.0) -> Callable:
     loss: one of its losses.
     label_smoothing: a in the target (1 - a) onehot + a / K of Szegedy et al.
       (2016, section 7).
+    implementation: of the cross-entropy of classes, in config.KERNELS.
 
   Raises:
     UserError: no such task, the task has no such loss, or the loss has no
@@ -162,15 +164,22 @@ def create(task: str, loss: str, label_smoothing: float = 0.0) -> Callable:
   """
   task = blocks.lookup('task', task, TASKS)
   function = blocks.lookup('loss', loss, task.losses)
-  if label_smoothing:
-    if loss != _SMOOTHED:
-      raise config_lib.UserError(
-        f'config.label_smoothing is {label_smoothing}, which needs the loss '
-        f'{_SMOOTHED}; config.loss is {loss}'
-      )
-    function = functools.partial(_smoothed, label_smoothing)
+  if loss == _OF_CLASSES:
+    # Takes bfloat16 as it is: no float32 logits lie in memory.
+    function = functools.partial(
+      function,
+      label_smoothing=label_smoothing,
+      implementation=None if implementation == 'auto' else implementation,
+    )
+  elif label_smoothing:
+    raise config_lib.UserError(
+      f'config.label_smoothing is {label_smoothing}, which needs the loss '
+      f'{_OF_CLASSES}; config.loss is {loss}'
+    )
 
   def loss_fn(outputs, batch):
+    if loss != _OF_CLASSES:
+      outputs = widen(outputs)
     predictions, targets = task.pair(outputs, batch)
     if task.labels == 'tokens':
       values = function(predictions, jnp.maximum(targets, 0))

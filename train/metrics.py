@@ -85,6 +85,7 @@ def create(task: str, loss: str | None = None) -> Callable:
   logits = task == 'reconstruction' and loss == losses.OF_LOGITS
 
   def measure(outputs, batch):
+    outputs = losses.widen(outputs)
     outputs = jax.nn.sigmoid(outputs) if logits else outputs
     values = METRICS[task](*pair(outputs, batch))
     return {key: value.astype(jnp.float32) for key, value in values.items()}

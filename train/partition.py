@@ -1,6 +1,8 @@
 """Where arrays live: the mesh of devices, and shardings over it."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 import os
 
 import jax
@@ -8,6 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from kernels import dispatch
 from train import config as config_lib
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -57,6 +60,28 @@ def steps_in_flight(mesh: jax.sharding.Mesh) -> int:
     mesh.devices.flat[0].platform == 'cpu'
   )
   return 1 if several_cpus else 16
+
+
+def check_kernels(name: str, mesh: jax.sharding.Mesh):
+  """Raises UserError where a kernel is named that the devices cannot run."""
+  platform = mesh.devices.flat[0].platform
+  needed = dispatch.IMPLEMENTATIONS.get(name)
+  if needed not in (None, platform):
+    raise config_lib.UserError(
+      f'config.kernels is {name}, which needs a {needed.upper()}; the devices '
+      f'here are {platform}: it takes auto, xla or pallas_{needed}_interpret'
+    )
+
+
+def ambient(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
+  """The function, traced so that kernels see the mesh and divide themselves."""
+
+  @functools.wraps(function)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return traced
 
 
 def check_batch_size(

@@ -96,6 +96,7 @@ def create(
   config = check.check(config)
   mesh = partition.make_mesh()
   partition.check_batch_size(config.data.batch_size, mesh, config.accumulate)
+  partition.check_kernels(config.kernels, mesh)
   resolve.check_names(config)  # Before data that may take long to prepare.
   if dataset is None:
     dataset = sources.load(
@@ -148,7 +149,9 @@ def create(
     tx,
     **parts,
     augment=augment.create(config.data.augment, dataset.input_key),
-    loss_fn=losses.create(config.task, config.loss, config.label_smoothing),
+    loss_fn=losses.create(
+      config.task, config.loss, config.label_smoothing, config.kernels
+    ),
     schedule=schedule,
     config=config,
     rates=rates,
@@ -157,16 +160,26 @@ def create(
   eval_step = step_lib.make_eval_step(
     graphdef,
     **parts,
-    loss_fn=losses.create(config.task, config.loss),
+    loss_fn=losses.create(config.task, config.loss, 0.0, config.kernels),
     count=metrics.create_confusion(config.task, len(dataset.classes or ())),
   )
-  totals_shape = jax.eval_shape(
-    eval_step,
-    state_shape.params,
-    state_shape.batch_stats,
-    None,
-    _eval_batch_shape(config, dataset),
+  train_step, eval_step = (
+    partition.ambient(mesh, step) for step in (train_step, eval_step)
   )
+  try:
+    totals_shape = jax.eval_shape(
+      eval_step,
+      state_shape.params,
+      state_shape.batch_stats,
+      None,
+      _eval_batch_shape(config, dataset),
+    )
+  except ValueError as error:
+    if config.kernels == 'auto':
+      raise
+    raise config_lib.UserError(
+      f'config.kernels is {config.kernels}: {config_lib.first_line(error)}'
+    ) from None
   # Lanes stay where their examples are, so that adding up moves nothing.
   totals_sharding = {
     name: everywhere if name == 'confusion' else partition.batched(mesh)

@@ -43,7 +43,7 @@ def make_prepare(input_key: str, normalize: dict | None) -> Callable:
 
 
 def apply(model, batch, **kwargs) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The model's outputs [B, ...], float32 or wider, and {'penalty': [B]}.
+  """The model's outputs [B, ...], of its dtype, and {'penalty': [B]}.
 
   Beside 'input' the model gets what else the batch has of sources.EXTRAS, by
   name. A model may return (outputs, penalty): what the outputs cannot tell, as
@@ -56,8 +56,7 @@ def apply(model, batch, **kwargs) -> tuple[jax.Array, dict[str, jax.Array]]:
   if isinstance(outputs, tuple):
     outputs, per_example = outputs
     penalty = {'penalty': per_example.astype(jnp.float32)}
-  dtype = jnp.promote_types(outputs.dtype, jnp.float32)
-  return outputs.astype(dtype), penalty
+  return outputs, penalty
 
 
 def make_train_step(

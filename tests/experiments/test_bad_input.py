@@ -333,6 +333,9 @@ RECIPES = [
     named=('config.early_stoping.patience', 'config.early_stopping.patience'),
   ),
   # The objective.
+  *field('kernels', 'cuda', 'none', '3'),
+  *field('kernels', 'pallas_tpu', named=('config.kernels', 'TPU', 'cpu')),
+  *field('kernels', 'pallas_gpu', named=('config.kernels', 'GPU', 'cpu')),
   *field('label_smoothing', '1.0', '-0.1', 'nan', 'x', 'true', 'none'),
   *field('label_smoothing', '0.1', with_=HINGE,
          named=('config.label_smoothing', 'config.loss',
@@ -1069,7 +1072,7 @@ def test_a_config_json_to_start_from_that_no_run_writes_is_one_line(
       ('--config=digits_mlp',),
       (
         'config.init_from', 'blocks/0/bias is not', '(256,)',
-        '--config.init_new=blocks/0/bias',
+        '--config.init_new=blocks/0',
       ),
     ),
     (

@@ -260,9 +260,10 @@ def plain():
 
 
 @pytest.mark.parametrize(
-  'kwargs', [{'remat': True}, {'scan': True, 'remat': True}]
+  'kwargs',
+  [{'remat': True}, {'scan': True, 'remat': True}, {'attention': 'softmax'}],
 )
-def test_scan_and_remat_change_neither_values_nor_gradients(plain, kwargs):
+def test_how_it_is_computed_changes_neither_values_nor_gradients(plain, kwargs):
   found = loss_and_gradients(train=True, **kwargs)
   for path, value in plain.items():
     np.testing.assert_allclose(
@@ -517,6 +518,10 @@ def test_bfloat16_computes_in_it_and_stores_float32(scan):
     (
       {'position': 'sincos2d', 'width': 90},
       "width is 90; position 'sincos2d' takes multiples of 4 from 8 up",
+    ),
+    (
+      {'attention': 'flash'},
+      "attention 'flash' is unknown; there are dot_product, softmax",
     ),
     ({'dropout': 1.5}, 'dropout is 1.5; it takes a share from 0 to 1'),
     ({'stochastic_depth': 1}, 'stochastic_depth is 1; it takes a share'),

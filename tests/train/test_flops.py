@@ -5,6 +5,7 @@ import functools
 from flax import nnx
 import jax
 from jax import lax
+from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -249,3 +250,23 @@ def test_the_count_is_xlas_own_where_nothing_loops():
   x, w = np.ones((64, 256), np.float32), np.ones((256, 512), np.float32)
   compiled = jax.jit(jnp.matmul).lower(x, w).compile()
   assert flops.count(jnp.matmul, x, w) == compiled.cost_analysis()['flops']
+
+
+def test_a_pallas_kernel_costs_its_body_at_every_place_of_its_grid():
+  def product(x, w):
+    def body(x_ref, w_ref, out_ref):
+      out_ref[...] = x_ref[...] @ w_ref[...]
+
+    return pl.pallas_call(
+      body,
+      out_shape=jax.ShapeDtypeStruct((32, 24), jnp.float32),
+      grid=(4, 3),
+      in_specs=[
+        pl.BlockSpec((8, 16), lambda i, j: (i, 0)),
+        pl.BlockSpec((16, 8), lambda i, j: (0, j)),
+      ],
+      out_specs=pl.BlockSpec((8, 8), lambda i, j: (i, j)),
+    )(x, w)
+
+  operations = flops.count(product, shape(32, 16), shape(16, 24))
+  assert operations == 2 * 32 * 16 * 24

@@ -1,0 +1,1 @@
+"""The last linear layer and the softmax cross-entropy after it, together."""

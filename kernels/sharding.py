@@ -1,0 +1,98 @@
+"""Kernels on a mesh: each device computes the rows that it holds.
+
+XLA does not divide a Pallas call by itself: on a GPU it would gather the
+operands in silence, on a TPU it refuses. So a kernel's op runs inside
+jax.shard_map over the ambient mesh (jax.set_mesh, or while tracing
+jax.sharding.use_abstract_mesh), where there is one.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import math
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec
+
+# Axes that divide examples where nothing else says how an array is divided; the
+# devices along the others compute the same rows.
+ROW_AXES = ('data', 'fsdp')
+
+
+def over_rows(
+  function: Callable,
+  rows: Sequence[jax.Array],
+  whole: Sequence[jax.Array] = (),
+):
+  """function(*rows, *whole), on a mesh with its share of the rows a device.
+
+  Differentiable where function is: the gradients of `whole` are summed over the
+  devices. An axis that shard_map already divides is left as it is.
+
+  Args:
+    function: to arrays (or a tree of them) whose leading dimensions are those
+      of `rows`.
+    rows: arrays [..., K] and [...] with the same leading dimensions. On
+      explicit axes they are divided as the first is, on others by the first
+      dimension.
+    whole: arrays that every device needs.
+
+  Raises:
+    ValueError: refusal's, of the first array.
+  """
+  reason = refusal(rows[0])
+  if reason:
+    raise ValueError(reason)
+  free = _free_axes()
+  if not free:
+    return function(*rows, *whole)
+  spec = _divided(rows[0])
+  return jax.shard_map(
+    function,
+    in_specs=(
+      *(PartitionSpec(*spec[: array.ndim]) for array in rows),
+      *(PartitionSpec() for _ in whole),
+    ),
+    out_specs=PartitionSpec(*spec),
+    axis_names=free,
+    check_vma=False,
+  )(*rows, *whole)
+
+
+def refusal(x: jax.Array) -> str | None:
+  """Why the ambient mesh's devices cannot share x [..., K], or None."""
+  if not _free_axes():
+    return None
+  mesh = jax.sharding.get_abstract_mesh()
+  explicit = jax.typeof(x).sharding.spec
+  if len(explicit) == x.ndim and explicit[-1]:
+    return f'{explicit} divides the last dimension of {x.shape}'
+  for size, axes in zip(x.shape, _divided(x), strict=False):
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if size % devices:
+      return f'{devices} devices cannot share {size} of {x.shape} evenly'
+  return None
+
+
+def _free_axes() -> frozenset[str]:
+  """The ambient mesh's axes that no shard_map around has taken."""
+  mesh = jax.sharding.get_abstract_mesh()
+  types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  return frozenset(name for name, kind in types if kind != AxisType.Manual)
+
+
+def _divided(x: jax.Array) -> tuple[tuple[str, ...], ...]:
+  """The axes along which each leading dimension of x [..., K] is divided."""
+  mesh = jax.sharding.get_abstract_mesh()
+  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+  spec = [
+    (axes,) if isinstance(axes, str) else tuple(axes or ())
+    for axes in jax.typeof(x).sharding.spec[: x.ndim - 1]
+  ]
+  automatic = tuple(
+    axis for axis in ROW_AXES if types.get(axis) == AxisType.Auto
+  )
+  if automatic and x.ndim > 1:
+    spec = spec or [()]
+    spec[0] = spec[0] + automatic
+  return tuple(spec)

@@ -1,0 +1,78 @@
+"""What test_tpu.py compiles: entries of kernels.compile.Request."""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+import numpy as np
+
+ROWS = PartitionSpec(('data', 'fsdp'))
+APIS = {
+  'softmax': 'kernels.ops.softmax.api',
+  'log_softmax': 'kernels.ops.softmax.api',
+  'softmax_cross_entropy': 'kernels.ops.cross_entropy.api',
+  'linear_softmax_cross_entropy': 'kernels.ops.linear_cross_entropy.api',
+}
+
+
+def _op(name, **settings):
+  op = getattr(importlib.import_module(APIS[name]), name)
+  return functools.partial(op, implementation='pallas_tpu', **settings)
+
+
+def one_device(devices, op, dtype, columns, gradient, settings):
+  """An op, and its gradient, on the first device."""
+  function = _op(op, **settings)
+  x = jax.ShapeDtypeStruct((256, columns), dtype)
+  if op.endswith('softmax'):
+    if gradient:
+      return lambda x, g: jax.vjp(function, x)[1](g), (x, x)
+    return function, (x,)
+  labels = jax.ShapeDtypeStruct((256,), jnp.int32)
+  operands = (x,)
+  if op.startswith('linear'):
+    width = 256
+    operands = (
+      jax.ShapeDtypeStruct((256, width), dtype),
+      jax.ShapeDtypeStruct((width, columns), dtype),
+    )
+  if not gradient:
+    return function, (*operands, labels)
+  mean = lambda *operands: function(*operands).mean()  # noqa: E731
+  places = tuple(range(len(operands)))
+  return jax.value_and_grad(mean, places), (*operands, labels)
+
+
+def four_devices(devices, op):
+  """A step of a linear layer, its rows on a mesh of 2 x 2, by an op's loss."""
+  mesh = Mesh(np.array(devices).reshape(2, 2), ('data', 'fsdp'))
+  function = _op(op)
+
+  def loss(w, x, labels):
+    if op.startswith('linear'):
+      return function(x, w, labels).mean()
+    logits = x @ w
+    if op == 'softmax':
+      seen = jax.nn.one_hot(labels, logits.shape[-1], dtype=x.dtype)
+      return (function(logits) * seen).sum(-1).mean()
+    return function(logits, labels).mean()
+
+  def step(w, x, labels):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      value, gradient = jax.value_and_grad(loss)(w, x, labels)
+      return value, w - 0.1 * gradient
+
+  def struct(shape, dtype, spec):
+    return jax.ShapeDtypeStruct(
+      shape, dtype, sharding=NamedSharding(mesh, spec)
+    )
+
+  return step, (
+    struct((256, 1024), jnp.bfloat16, PartitionSpec()),
+    struct((512, 256), jnp.bfloat16, ROWS),
+    struct((512,), jnp.int32, ROWS),
+  )
