@@ -214,7 +214,8 @@ def _is_kernel(operation):
   return operation.target == 'tpu_custom_call'
 
 
-def _compiled(request: Request, devices) -> Program:
+def program(request: Request, devices: Sequence[Any]) -> tuple[Any, Any]:
+  """What the request's entry returns, every operand with a sharding."""
   module, _, name = request.entry.partition(':')
   entry = getattr(importlib.import_module(module), name)
   function, operands = entry(devices, **request.arguments)
@@ -227,6 +228,11 @@ def _compiled(request: Request, devices) -> Program:
     ),
     operands,
   )
+  return function, operands
+
+
+def _compiled(request, devices):
+  function, operands = program(request, devices)
   lowered = jax.jit(function).lower(*operands)
   kernel_bytes = {}
   for moved, kernel in _KERNEL.findall(lowered.as_text()):

@@ -18,6 +18,11 @@ def environment(**variables: str) -> dict[str, str]:
   return os.environ | {'PYTHONPATH': str(REPOSITORY)} | variables
 
 
+def pytest_collection_modifyitems(items):
+  """The slow ones first, so that no process waits for another's at the end."""
+  items.sort(key=lambda item: item.get_closest_marker('slow') is None)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
   """A cache folder for the session, in place of the user's own."""

@@ -221,6 +221,18 @@ def test_large_logits_lose_nothing(implementation):
 
 
 @pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_a_masked_row_may_be_a_whole_piece_and_a_rest(implementation):
+  """On a GPU 6,272 columns are 4,096 and 2,176 for the logarithm."""
+  x = _logits((2, 6272))
+  where = np.random.default_rng(5).random(x.shape) < 0.6
+  y = api.log_softmax(x, where=where, implementation=implementation)
+  wide = np.where(where, np.float64(x), -np.inf)
+  top = wide.max(-1, keepdims=True)
+  total = np.log(np.exp(wide - top).sum(-1, keepdims=True))
+  np.testing.assert_allclose(y, wide - top - total, rtol=4e-7, atol=4e-7)
+
+
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
 @pytest.mark.parametrize('queries', [1, 5, 140])
 def test_masks_hide_in_both_directions(implementation, queries):
   columns = 128

@@ -56,14 +56,14 @@ def compiled(request):
   names = ('op', 'dtype', 'columns', 'gradient', 'settings')
   requests = {
     name: compile_lib.Request(
-      'tests.kernels.tpu_programs:one_device',
+      'tests.kernels.programs:one_device',
       dict(zip(names, arguments, strict=True)),
     )
     for name, arguments in ALONE.items()
   }
   for op in ON_A_MESH:
     requests[f'mesh {op}'] = compile_lib.Request(
-      'tests.kernels.tpu_programs:four_devices', {'op': op}
+      'tests.kernels.programs:four_devices', {'op': op}
     )
   results = compile_lib.for_tpu(list(requests.values()), request.param)
   return dict(zip(requests, results, strict=True))
@@ -96,7 +96,7 @@ def test_a_step_on_a_mesh_gathers_no_rows(compiled, op):
 
 def test_what_cannot_be_compiled_is_one_line_and_the_rest_goes_on():
   known = dict(op='softmax', dtype='bfloat16', columns=128, gradient=False)
-  entry = 'tests.kernels.tpu_programs:one_device'
+  entry = 'tests.kernels.programs:one_device'
   wrong, right = compile_lib.for_tpu(
     [
       compile_lib.Request(entry, known | {'dtype': 'int8', 'settings': {}}),

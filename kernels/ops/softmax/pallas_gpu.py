@@ -111,7 +111,10 @@ def _forward(*refs, masked, queries, scale, log):
     y = z - shift if log else jnp.exp(z) * factor
     return hide(y, seen, -np.inf if log else 0.0)
 
-  pieces = _Pieces(x_ref, load)
+  width = shapes.gpu_width(
+    x_ref.shape[-1], log=log, masked=masked or bool(queries)
+  )
+  pieces = _Pieces(x_ref, load, width)
   top = pieces.reduce(shown, jnp.maximum, jnp.max, -np.inf)
   top = jnp.where(top == -np.inf, 0.0, top)
   total = pieces.reduce(powers, jnp.add, jnp.sum, 0.0)
@@ -136,7 +139,8 @@ def _backward(y_ref, y_grad_ref, x_grad_ref, *, scale, log):
       y, y_grad, total, scale=scale, log=log, masked=True
     )
 
-  pieces = _Pieces(y_ref, load)
+  width = shapes.gpu_width(y_ref.shape[-1], log=log, masked=False)
+  pieces = _Pieces(y_ref, load, width)
   total = pieces.reduce(terms, jnp.add, jnp.sum, 0.0)
   pieces.write(output, x_grad_ref, row)
 
@@ -144,9 +148,9 @@ def _backward(y_ref, y_grad_ref, x_grad_ref, *, scale, log):
 class _Pieces:
   """A row, whole in registers or piece by piece."""
 
-  def __init__(self, ref, load):
+  def __init__(self, ref, load, width):
     self.columns, self.dtype = ref.shape[-1], ref.dtype
-    self.width = shapes.gpu_width(self.columns)
+    self.width = width
     self.load = load
     if self.width == self.columns:
       whole = load(0, self.columns)

@@ -1,4 +1,4 @@
-"""What test_tpu.py compiles: entries of kernels.compile.Request."""
+"""What test_tpu.py and test_gpu.py compile: entries of compile.Request."""
 
 import functools
 import importlib
@@ -19,16 +19,21 @@ APIS = {
 }
 
 
-def _op(name, **settings):
+def _op(devices, name, **settings):
   op = getattr(importlib.import_module(APIS[name]), name)
-  return functools.partial(op, implementation='pallas_tpu', **settings)
+  tpu = devices[0].platform == 'tpu'
+  implementation = 'pallas_tpu' if tpu else 'pallas_gpu'
+  return functools.partial(op, implementation=implementation, **settings)
 
 
-def one_device(devices, op, dtype, columns, gradient, settings):
-  """An op, and its gradient, on the first device."""
-  function = _op(op, **settings)
+def one_device(devices, op, dtype, columns, gradient, settings, masked=False):
+  """An op, and its gradient or under `where`, on the first device."""
+  function = _op(devices, op, **settings)
   x = jax.ShapeDtypeStruct((256, columns), dtype)
   if op.endswith('softmax'):
+    if masked:
+      where = jax.ShapeDtypeStruct(x.shape, bool)
+      return lambda x, where: function(x, where=where), (x, where)
     if gradient:
       return lambda x, g: jax.vjp(function, x)[1](g), (x, x)
     return function, (x,)
@@ -50,7 +55,7 @@ def one_device(devices, op, dtype, columns, gradient, settings):
 def four_devices(devices, op):
   """A step of a linear layer, its rows on a mesh of 2 x 2, by an op's loss."""
   mesh = Mesh(np.array(devices).reshape(2, 2), ('data', 'fsdp'))
-  function = _op(op)
+  function = _op(devices, op)
 
   def loss(w, x, labels):
     if op.startswith('linear'):
