@@ -79,31 +79,40 @@ def _max_of_blocks(image, size):
 
 
 def _max_of_blocks_forward(image, size):
-  pooled = _max_of_blocks(image, size)
-  return pooled, (image, pooled)
+  # The place is kept, and not looked for on the way back by its value: in
+  # another fusion XLA may round the same image in another way.
+  pooled, *others = (
+    image[:, i : i + h * size : size, j : j + w * size : size]
+    for h, w in [(image.shape[1] // size, image.shape[2] // size)]
+    for i in range(size)
+    for j in range(size)
+  )
+  place = jnp.zeros(pooled.shape, jnp.uint8)
+  # Of equal ones the first has all of the gradient, as XLA gives it.
+  for k, other in enumerate(others, 1):
+    larger = (other > pooled) | jnp.isnan(other)
+    pooled = jnp.where(larger, other, pooled)
+    place = jnp.where(larger, jnp.uint8(k), place)
+  return pooled, (place, image[:0])
 
 
 def _max_of_blocks_backward(size, kept, grad):
-  image, pooled = kept
-  batch, height, width, channels = pooled.shape
-  inner = image[:, : height * size, : width * size]
-  blocks = inner.reshape(batch, height, size, width, size, channels)
-  free = jnp.ones(pooled.shape, bool)
-  rows = []
-  # Of equal ones the first has all of the gradient, as XLA gives it.
-  for i in range(size):
-    row = []
-    for j in range(size):
-      chosen = free & (blocks[:, :, i, :, j] == pooled)
-      free &= ~chosen
-      row.append(jnp.where(chosen, grad, 0))
-    rows.append(jnp.stack(row, axis=3))
-  inner_grad = jnp.stack(rows, axis=2).reshape(inner.shape)
+  place, image = kept
+  rows = [
+    jnp.stack(
+      [jnp.where(place == i * size + j, grad, 0) for j in range(size)], axis=3
+    )
+    for i in range(size)
+  ]
+  batch, height, width, channels = place.shape
+  inner = jnp.stack(rows, axis=2).reshape(
+    batch, height * size, width * size, channels
+  )
   beyond = [
     (0, there - seen)
-    for there, seen in zip(image.shape, inner.shape, strict=True)
+    for there, seen in zip(image.shape[1:], inner.shape[1:], strict=True)
   ]
-  return (jnp.pad(inner_grad, beyond),)
+  return (jnp.pad(inner, [(0, 0), *beyond]),)
 
 
 _max_of_blocks.defvjp(_max_of_blocks_forward, _max_of_blocks_backward)
