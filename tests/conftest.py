@@ -31,7 +31,10 @@ def cache(tmp_path_factory):
   os.environ['TAISHAN_CACHE'] = str(folder)
   # Many tests in this process compile the same program. New processes, which
   # prove that runs end in equal bytes, compile as a user's do.
-  jax.config.update('jax_compilation_cache_dir', str(folder / 'compiled'))
+  compiled = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    compiled = compiled.parent  # One for all processes.
+  jax.config.update('jax_compilation_cache_dir', str(compiled / 'compiled'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   return folder

@@ -94,6 +94,20 @@ class Process:
   def send(self, signum):
     self._process.send_signal(signum)
 
+  def wait_until_it_listens(self, seconds=60):
+    """Before that a signal is Python's own, which has only begun to start."""
+    status = pathlib.Path(f'/proc/{self._process.pid}/status')
+    if not status.exists():
+      time.sleep(1)
+      return
+    end = time.monotonic() + seconds
+    while True:
+      caught = re.search(r'^SigCgt:\s*(\w+)$', status.read_text(), re.MULTILINE)
+      if int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+        return
+      assert time.monotonic() < end
+      time.sleep(0.005)
+
   def end(self, seconds=120):
     """Reads to the end; returns the exit code."""
     out, errors = self._process.communicate(timeout=seconds)
@@ -314,10 +328,11 @@ def test_evaluate_stops_when_it_is_asked_to(unbroken):
 @pytest.mark.parametrize('signum', list(CODES), ids=lambda s: s.name)
 def test_a_signal_at_any_moment_ends_in_order(unbroken, tmp_path, signum):
   workdir = tmp_path / 'run'
-  moments = [0.15 + 0.35 * i for i in range(16)]  # Seconds: imports to end.
+  moments = [0.7 * i for i in range(9)]  # Seconds: imports to end.
   codes = []
   for moment in moments:
     with Process('launch', *MLP, f'--workdir={workdir}') as process:
+      process.wait_until_it_listens()
       time.sleep(moment)
       process.send(signum)
       codes.append(process.end())
@@ -360,7 +375,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('repeat', range(10))
+@pytest.mark.parametrize('repeat', range(4))
 def test_a_run_killed_at_many_moments_goes_on_too(unbroken, tmp_path, repeat):
   del repeat
   chance = random.SystemRandom()
