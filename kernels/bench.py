@@ -6,7 +6,8 @@
 
 Measured: the median of many rounds of the three in turn; the limit is what a
 copy and a matrix product reach on the same device. Estimated: with libtpu, see
-compile.py; the limit is the data sheet's.
+compile.py; the limit is the data sheet's. Of a convolution's kernel it is the
+cycles of a block without its copies, which go beside other blocks' work.
 
 kernel: the op's Pallas kernel. xla: the op's own XLA path, which dispatch
 chooses between. plain: what XLA makes of the op as it is usually written.
@@ -26,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kernels import block
 from kernels import cases as cases_lib
 from kernels import chips
 from kernels import compile as compile_lib
@@ -69,7 +71,7 @@ def measured(
     try:
       function, operands = cases_lib.program(case, name)
       ready = jax.jit(function).lower(*operands).compile()
-      arrays = _filled(operands, case.shape[-1])
+      arrays = _filled(operands, case.columns)
       jax.block_until_ready(ready(*arrays))
     except Exception as error:  # out of memory, or refused: the case's answer
       line = (str(error).strip().splitlines() or [''])[0]
@@ -187,9 +189,28 @@ def _estimated(cases, target) -> Iterator[tuple[Cost, ...]]:
     ],
     target,
   )
-  for _ in cases:
+  for case in cases:
     found = tuple(itertools.islice(results, len(names)))
-    yield tuple(estimate(result, target) for result in found)
+    kernel, *others = (estimate(result, target) for result in found)
+    if (
+      case.op in cases_lib.CONVOLUTIONS and case.direction == cases_lib.FORWARD
+    ):
+      kernel = _of_blocks(case, target)
+    yield kernel, *others
+
+
+def _of_blocks(case, target):
+  """A convolution's kernel by its blocks: libtpu gives no cycles of several."""
+  arguments = {'op': case.op, 'shape': case.shape}
+  (result,) = compile_lib.for_tpu(
+    [compile_lib.Request('kernels.block:compiled', arguments)], target
+  )
+  one = estimate(result, target)
+  if not one.seconds:
+    return one
+  seconds = block.count(case.shape) * one.seconds
+  bandwidth = chips.CHIPS[target].bandwidth
+  return Cost(max(seconds, case.bytes / bandwidth), one.temporary)
 
 
 def _filled(operands, columns):
@@ -259,7 +280,7 @@ def record(case, kind, kernel, xla) -> dict[str, Any]:
     'op': case.op,
     'chip': kind,
     'dtype': cases_lib.DTYPE,
-    'columns': bucket(case.shape[-1]),
+    'columns': bucket(case.columns),
     'rows': case.shape[0],
     'direction': case.direction,
     'speedup': round(xla.seconds / kernel.seconds, 3),

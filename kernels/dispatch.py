@@ -2,10 +2,11 @@
 
 Decided while tracing, by the chip, the shapes and the dtype. A named
 implementation runs or raises. With None it is XLA, until `measured.json` holds
-a time of that chip in which the kernel was faster.
+a time of that chip in which the kernel was faster. default() names one for all.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
@@ -59,7 +60,8 @@ def choose(
 
   Args:
     op: the public function's name.
-    implementation: the caller's wish, None for the best that was measured.
+    implementation: the caller's wish, None for default()'s, or else for the
+      best that was measured.
     refusal: says why a kernel cannot take the operands.
     dtype: of the large operand.
     columns: the length of its reduced axis.
@@ -67,6 +69,10 @@ def choose(
   Raises:
     ValueError: there is no such implementation, or it cannot take these.
   """
+  named = 'named by the caller'
+  if implementation is None:
+    implementation = getattr(_local, 'default', None)
+    named = 'named as the default'
   if implementation is None:
     choice = _best(op, refusal, jax.numpy.dtype(dtype).name, columns)
   elif implementation not in IMPLEMENTATIONS:
@@ -78,10 +84,24 @@ def choose(
     reason = None if implementation == 'xla' else refusal(implementation)
     if reason:
       raise ValueError(f'{op}: {implementation} cannot run here: {reason}')
-    choice = Choice(op, implementation, 'named by the caller')
+    choice = Choice(op, implementation, named)
   for record in getattr(_local, 'records', ()):
     record.append(choice)
   return choice.implementation
+
+
+@contextlib.contextmanager
+def default(implementation: str | None) -> Iterator[None]:
+  """In it, an op that is asked for None runs this; it too runs or raises.
+
+  Of what is traced in it: a program that jax.jit has traced before stays.
+  """
+  before = getattr(_local, 'default', None)
+  _local.default = implementation
+  try:
+    yield
+  finally:
+    _local.default = before
 
 
 def explain(function: Callable, *args, **kwargs) -> tuple[Choice, ...]:

@@ -31,7 +31,7 @@ def over_rows(
 
   Args:
     function: to arrays (or a tree of them) whose leading dimensions are those
-      of `rows`.
+      of `rows`, or are as divided.
     rows: arrays [..., K] and [...] with the same leading dimensions. On
       explicit axes they are divided as the first is, on others by the first
       dimension.
@@ -47,6 +47,8 @@ def over_rows(
   if not free:
     return function(*rows, *whole)
   spec = _divided(rows[0])
+  while spec and not spec[-1]:
+    spec = spec[:-1]  # What comes back may have fewer dimensions.
   return jax.shard_map(
     function,
     in_specs=(

@@ -88,7 +88,13 @@ class CNN(nnx.Module):
   def __call__(self, image: jax.Array, *, train=False, rngs=None) -> jax.Array:
     x = image
     for block, norm in zip(self.blocks, self.norms, strict=True):
-      x = self.pool(self.activation(norm(block(x), train=train)))
+      if train and norm.name == 'batch':
+        x = layers.apply_affine(*layers.conv2d_stats(block, norm, x))
+      elif train:
+        x = norm(layers.conv2d(block, x))
+      else:
+        x = layers.conv2d(block, x, norm)
+      x = self.pool(self.activation(x))
     x = x.reshape(x.shape[0], -1)
     for hidden in self.hidden:
       x = self.activation(hidden(x))

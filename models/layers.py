@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 from typing import Any
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from models import convolution
+import kernels
+from kernels.ops.convolution import activations
+from kernels.ops.convolution import plain
 
 
 def identity(x: jax.Array) -> jax.Array:
@@ -59,8 +62,104 @@ def activation(name: str):
 
 # [B, H, W, C] -> [B, H', W', F], with a gradient that is fast on a CPU.
 Conv = functools.partial(
-  nnx.Conv, conv_general_dilated=convolution.conv_general_dilated
+  nnx.Conv, conv_general_dilated=plain.conv_general_dilated
 )
+
+
+class Affine(NamedTuple):
+  """What a batch norm multiplies by and adds, float32 [C] each."""
+
+  scale: jax.Array
+  shift: jax.Array
+
+
+def conv2d(
+  conv: nnx.Conv,
+  x: jax.Array,
+  norm: 'Norm | None' = None,
+  *,
+  residual: jax.Array | None = None,
+  activation: str | None = None,
+) -> jax.Array:
+  """activation(norm(conv(x)) + residual) in one pass: [B, H, W, C] -> [..., F].
+
+  By kernels.conv2d, as the loop's field `kernels` says. Not in training, where
+  a batch norm is of the batch; then without `norm`.
+  """
+  x, w, numbers = _operands(conv, x)
+  scale, shift = None, None if conv.bias is None else conv.bias[...]
+  if norm is not None and norm.name == 'batch':
+    scale, folded = fold_batch_norm(norm.norm)
+    shift = folded if shift is None else folded + scale * shift
+  elif norm is not None and norm.name is not None:
+    y = norm(kernels.conv2d(x, w, shift=shift, **numbers))
+    y = y if residual is None else y + residual
+    return activations.activate(activation, y)
+  return kernels.conv2d(
+    x,
+    w,
+    scale=scale,
+    shift=shift,
+    residual=residual,
+    activation=activation,
+    **numbers,
+  )
+
+
+def conv2d_stats(
+  conv: nnx.Conv,
+  norm: 'Norm',
+  x: jax.Array,
+  before: Affine | None = None,
+  activation: str | None = None,
+) -> tuple[jax.Array, Affine]:
+  """A convolution in training and what its batch norm is to do afterwards.
+
+  Args:
+    conv: without a bias.
+    norm: 'batch'; its running statistics are updated.
+    x: [B, H, W, C].
+    before: what the norm before is to do still, with its activation.
+    activation: in kernels' ACTIVATIONS.
+
+  Returns:
+    [B, H', W', F], and its affine, for apply_affine or the next convolution.
+  """
+  x, w, numbers = _operands(conv, x)
+  scale, shift = before or (None, None)
+  y, total, squares = kernels.conv2d_stats(
+    x, w, in_scale=scale, in_shift=shift, in_activation=activation, **numbers
+  )
+  count = y.size // y.shape[-1]
+  mean = total / count
+  return y, norm.norm.affine(mean, squares / count)
+
+
+def apply_affine(x: jax.Array, affine: Affine) -> jax.Array:
+  """x [..., C] times its scale plus its shift, in float32, of x's dtype."""
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return (wide * affine.scale + affine.shift).astype(x.dtype)
+
+
+def fold_batch_norm(norm: 'BatchNorm') -> Affine:
+  """A batch norm as inference has it, from its running statistics."""
+  mean, var = norm.mean[...], norm.var[...]
+  scale = jax.lax.rsqrt(var + norm.epsilon) * norm.scale[...]
+  return Affine(scale, norm.bias[...] - mean * scale)
+
+
+def _operands(conv, x):
+  """x and the kernel in the dtype to compute in, and the other numbers."""
+  dtype = conv.dtype or jnp.result_type(x, conv.kernel[...])
+  padding = conv.padding
+  if isinstance(padding, int):
+    padding = ((padding, padding), (padding, padding))
+  numbers = {
+    'strides': conv.strides,
+    'padding': padding,
+    'groups': conv.feature_group_count,
+  }
+  return x.astype(dtype), conv.kernel[...].astype(dtype), numbers
 
 
 def max_pool(image: jax.Array, window: int = 2, stride: int = 2) -> jax.Array:
@@ -194,15 +293,24 @@ class BatchNorm(nnx.BatchNorm):
     mean, var = self.mean[...], self.var[...]
     if not use_running_average:
       axes = tuple(range(x.ndim - 1))
-      running = ((self.mean, mean), (self.var, var))
       mean = wide.mean(axes)
       # Rounding can make the difference negative.
       var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
-      for (kept, old), new in zip(running, (mean, var), strict=True):
-        kept.set_value(self.momentum * old + (1 - self.momentum) * new)
+      self._update(mean, var)
     scale = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
     dtype = self.dtype or jnp.result_type(x, self.scale[...], self.bias[...])
     return ((wide - mean) * scale + self.bias[...]).astype(dtype)
+
+  def affine(self, mean: jax.Array, var: jax.Array) -> Affine:
+    """In training: the batch's statistics [C] to what is done with them."""
+    self._update(mean, var)
+    scale = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
+    return Affine(scale, self.bias[...] - mean * scale)
+
+  def _update(self, mean, var):
+    for kept, new in ((self.mean, mean), (self.var, var)):
+      old = kept[...]
+      kept.set_value(self.momentum * old + (1 - self.momentum) * new)
 
 
 class Norm(nnx.Module):

@@ -65,7 +65,7 @@ class LeNet(nnx.Module):
     del train, rngs  # Same call as every model; nothing here is random.
     x = jnp.pad(image, self.border)
     for block in self.blocks:
-      x = layers.average_pool(jnp.tanh(block(x)))
+      x = layers.average_pool(jnp.tanh(layers.conv2d(block, x)))
     x = x.reshape(x.shape[0], -1)
     for hidden in self.hidden:
       x = jnp.tanh(hidden(x))

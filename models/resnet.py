@@ -245,9 +245,13 @@ class Stem(nnx.Module):
     self.norm = layers.Norm('batch' if norm else None, features, **kwargs)
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    x = self.conv(x)
-    if self.norm.name is not None:
-      x = jax.nn.relu(self.norm(x, train=train))
+    if self.norm.name is None:
+      x = layers.conv2d(self.conv, x)
+    elif train:
+      y, affine = layers.conv2d_stats(self.conv, self.norm, x)
+      x = jax.nn.relu(layers.apply_affine(y, affine))
+    else:
+      x = layers.conv2d(self.conv, x, self.norm, activation='relu')
     if self.pool:
       x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
     return x
@@ -308,28 +312,52 @@ class Block(nnx.Module):
     self.dropout = layers.dropout(dropout)
 
   def __call__(self, x: jax.Array, *, train: bool, rngs) -> jax.Array:
+    if self.preactivation:
+      return self._norms_first(x, train, rngs)
     branch = x
-    last = len(self.convs) - 1
+    if self.changes:
+      x = self._short(x, train)
+    if not train:
+      *inner, last = zip(self.convs, self.norms, strict=True)
+      for conv, norm in inner:
+        branch = layers.conv2d(conv, branch, norm, activation='relu')
+      conv, norm = last
+      return layers.conv2d(conv, branch, norm, residual=x, activation='relu')
+    affine, activation = None, None
     for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-      if self.preactivation:
-        branch = jax.nn.relu(norm(branch, train=train))
+      if i == 1 and self.dropout.rate:
+        branch = jax.nn.relu(layers.apply_affine(branch, affine))
+        branch = self.dropout(branch, deterministic=False, rngs=rngs)
+        affine, activation = None, None
+      branch, affine = layers.conv2d_stats(
+        conv, norm, branch, affine, activation
+      )
+      # Is done as the next convolution loads it.
+      activation = 'relu'
+    return jax.nn.relu(x + layers.apply_affine(branch, affine))
+
+  def _norms_first(self, x, train, rngs):
+    branch = x
+    for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+      branch = jax.nn.relu(norm(branch, train=train))
       if i == 0 and self.changes:
-        # With preactivation both paths start behind it: He et al. (2016b).
+        # Both paths start behind it: He et al. (2016b).
         x = self._short(branch, train)
       if i == 1:
         branch = self.dropout(branch, deterministic=not train, rngs=rngs)
-      branch = conv(branch)
-      if not self.preactivation:
-        branch = norm(branch, train=train)
-        branch = jax.nn.relu(branch) if i < last else branch
-    return x + branch if self.preactivation else jax.nn.relu(x + branch)
+      branch = layers.conv2d(conv, branch)
+    return x + branch
 
   def _short(self, x, train):
-    if self.shortcut is not None:
-      return self.shortcut_norm(self.shortcut(x), train=train)
-    more = self.convs[-1].out_features - x.shape[-1]
-    x = x[:, :: self.strides, :: self.strides]
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    if self.shortcut is None:
+      more = self.convs[-1].out_features - x.shape[-1]
+      x = x[:, :: self.strides, :: self.strides]
+      return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    if train and self.shortcut_norm.name == 'batch':
+      return layers.apply_affine(
+        *layers.conv2d_stats(self.shortcut, self.shortcut_norm, x)
+      )
+    return layers.conv2d(self.shortcut, x, self.shortcut_norm)
 
 
 def check_shapes(image_shape: Sequence[int], depth: Sequence[int]):

@@ -102,8 +102,9 @@ class Config:
   ema_decay: float | None = None
   accumulate: int = 1  # Parts of a batch that are computed one by one.
   dtype: str = 'float32'  # Of computing; parameters are float32.
-  # What computes the cross-entropy of classes: a name of KERNELS. 'auto' is XLA
-  # but where a kernel was measured to be faster on the chip.
+  # What computes the cross-entropy of classes, and the convolutions of CNN,
+  # LeNet and ResNet: a name of KERNELS. 'auto' is XLA but where a kernel was
+  # measured to be faster on the chip.
   kernels: str = 'auto'
   # Another workdir's best checkpoint, or DIR:latest, DIR:300; or another
   # library's weights, FILE.safetensors or FILE.npz. Read when the run begins.

@@ -147,7 +147,6 @@ def create(
   task: str,
   loss: str,
   label_smoothing: float = 0.0,
-  implementation: str = 'auto',
 ) -> Callable:
   """loss_fn(outputs [B, ...], batch) -> float32 [B], the loss of each example.
 
@@ -156,7 +155,6 @@ def create(
     loss: one of its losses.
     label_smoothing: a in the target (1 - a) onehot + a / K of Szegedy et al.
       (2016, section 7).
-    implementation: of the cross-entropy of classes, in config.KERNELS.
 
   Raises:
     UserError: no such task, the task has no such loss, or the loss has no
@@ -166,11 +164,7 @@ def create(
   function = blocks.lookup('loss', loss, task.losses)
   if loss == _OF_CLASSES:
     # Takes bfloat16 as it is: no float32 logits lie in memory.
-    function = functools.partial(
-      function,
-      label_smoothing=label_smoothing,
-      implementation=None if implementation == 'auto' else implementation,
-    )
+    function = functools.partial(function, label_smoothing=label_smoothing)
   elif label_smoothing:
     raise config_lib.UserError(
       f'config.label_smoothing is {label_smoothing}, which needs the loss '

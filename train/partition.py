@@ -73,12 +73,21 @@ def check_kernels(name: str, mesh: jax.sharding.Mesh):
     )
 
 
-def ambient(mesh: jax.sharding.Mesh, function: Callable) -> Callable:
-  """The function, traced so that kernels see the mesh and divide themselves."""
+def ambient(
+  mesh: jax.sharding.Mesh, kernels: str, function: Callable
+) -> Callable:
+  """The function, traced so that kernels see the mesh and divide themselves.
+
+  Those for which it names no implementation are `kernels`, in config.KERNELS.
+  """
+  default = None if kernels == 'auto' else kernels
 
   @functools.wraps(function)
   def traced(*args):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with (
+      jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+      dispatch.default(default),
+    ):
       return function(*args)
 
   return traced

@@ -149,9 +149,7 @@ def create(
     tx,
     **parts,
     augment=augment.create(config.data.augment, dataset.input_key),
-    loss_fn=losses.create(
-      config.task, config.loss, config.label_smoothing, config.kernels
-    ),
+    loss_fn=losses.create(config.task, config.loss, config.label_smoothing),
     schedule=schedule,
     config=config,
     rates=rates,
@@ -160,11 +158,12 @@ def create(
   eval_step = step_lib.make_eval_step(
     graphdef,
     **parts,
-    loss_fn=losses.create(config.task, config.loss, 0.0, config.kernels),
+    loss_fn=losses.create(config.task, config.loss),
     count=metrics.create_confusion(config.task, len(dataset.classes or ())),
   )
   train_step, eval_step = (
-    partition.ambient(mesh, step) for step in (train_step, eval_step)
+    partition.ambient(mesh, config.kernels, step)
+    for step in (train_step, eval_step)
   )
   try:
     totals_shape = jax.eval_shape(

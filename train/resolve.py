@@ -44,7 +44,7 @@ def check_names(config: config_lib.Config):
     supplied=_SUPPLIED,
   )
   loss = config.loss or next(iter(task.losses))
-  losses.create(config.task, loss, config.label_smoothing, config.kernels)
+  losses.create(config.task, loss, config.label_smoothing)
   _check_optimizer(config)
   augment.check_names(config.data.augment)
   if config.tensorboard and importlib.util.find_spec('tensorboardX') is None:

@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from kernels import sharding
+from kernels.ops.convolution import api as convolution
+from kernels.ops.convolution import stats as convolution_stats
 from kernels.ops.softmax import api
 
 GENERATOR = np.random.default_rng(0)
@@ -90,6 +92,76 @@ def _compared(function, mesh, spec):
   }
 
 
+# x, w and two arrays that scale and shift: F and C are the same.
+CONVOLVED = tuple(
+  np.float32(GENERATOR.normal(size=shape))
+  for shape in ((16, 5, 4, 6), (2, 3, 6, 6), (6,), (6,))
+)
+
+
+def _conv2d_loss(x, w, scale, shift, implementation=KERNEL):
+  y = convolution.conv2d(
+    x,
+    w,
+    scale=scale,
+    shift=shift,
+    residual=x,
+    activation='relu',
+    implementation=implementation,
+  )
+  return jnp.sum(jnp.sin(y))
+
+
+def _conv2d_stats_loss(x, w, scale, shift, implementation=KERNEL):
+  y, total, squares = convolution_stats.conv2d_stats(
+    x,
+    w,
+    in_scale=scale,
+    in_shift=shift,
+    in_activation='relu',
+    implementation=implementation,
+  )
+  # Every image's gradient depends on all images' statistics.
+  mean, variance = (one / (y.size // y.shape[-1]) for one in (total, squares))
+  return jnp.sum(jnp.sin((y - mean) * jax.lax.rsqrt(variance + 1e-3)))
+
+
+CONVOLUTIONS = {'conv2d': _conv2d_loss, 'conv2d_stats': _conv2d_stats_loss}
+
+
+def _convolved(loss, mesh, spec):
+  """The gradients' largest error, of the largest; and what is moved."""
+  gradients = jax.value_and_grad(loss, (0, 1, 2, 3))
+  expected = jax.tree.leaves(
+    jax.jit(lambda *args: gradients(*args, 'xla'))(*CONVOLVED)
+  )
+  specs = PartitionSpec(*spec), *[PartitionSpec()] * 3
+  try:
+    with jax.set_mesh(mesh):
+      arrays = [
+        jax.device_put(one, NamedSharding(mesh, spec))
+        for one, spec in zip(CONVOLVED, specs, strict=True)
+      ]
+      compiled = jax.jit(gradients).lower(*arrays).compile()
+      found = jax.tree.leaves(compiled(*arrays))
+  except ValueError as error:
+    return {'raised': str(error)}
+  return {
+    'error': max(
+      float(np.abs(np.asarray(one) - wanted).max() / np.abs(wanted).max())
+      for one, wanted in zip(found, map(np.asarray, expected), strict=True)
+    ),
+    'collectives': sorted(
+      {*re.findall(
+        r' (all-[a-z]+(?:-[a-z]+)?|collective-permute|reduce-scatter)'
+        r'(?:-start)?\(',
+        compiled.as_text(),
+      )}
+    ),
+    'held': found[1].sharding.shard_shape(found[1].shape),
+  }  # fmt: skip
+
+
 def _refusal(x):
   try:
     api.softmax(x, implementation=KERNEL)
@@ -123,6 +195,10 @@ def main():
       if 'explicit' in mesh and name == 'shard_map':
         continue
       results[f'{name} on {mesh}'] = _compared(function, _mesh(mesh), spec)
+  for mesh in ('data', 'fsdp'):
+    for name, loss in CONVOLUTIONS.items():
+      *_, spec = MESHES[mesh]
+      results[f'{name} on {mesh}'] = _convolved(loss, _mesh(mesh), spec)
   refusals = {}
   with jax.set_mesh(_mesh('data')):
     refusals['seven'] = _refusal(jnp.zeros((7, 128)))

@@ -12,6 +12,8 @@ import numpy as np
 
 ROWS = PartitionSpec(('data', 'fsdp'))
 APIS = {
+  'conv2d': 'kernels.ops.convolution.api',
+  'conv2d_stats': 'kernels.ops.convolution.stats',
   'softmax': 'kernels.ops.softmax.api',
   'log_softmax': 'kernels.ops.softmax.api',
   'softmax_cross_entropy': 'kernels.ops.cross_entropy.api',
@@ -50,6 +52,41 @@ def one_device(devices, op, dtype, columns, gradient, settings, masked=False):
   mean = lambda *operands: function(*operands).mean()  # noqa: E731
   places = tuple(range(len(operands)))
   return jax.value_and_grad(mean, places), (*operands, labels)
+
+
+def convolution(
+  devices, op, dtype, x, w, strides=1, given=(), activation=None, gradient=False
+):
+  """conv2d or conv2d_stats with `given` of its arrays, or its gradients."""
+  before = op == 'conv2d_stats'
+  settings = {
+    'strides': strides,
+    'in_activation' if before else 'activation': activation,
+  }
+  xla = getattr(importlib.import_module(APIS[op]), op)
+  operands = {
+    'x': jax.ShapeDtypeStruct(tuple(x), dtype),
+    'w': jax.ShapeDtypeStruct(tuple(w), dtype),
+  }
+  results = jax.eval_shape(
+    functools.partial(xla, implementation='xla', **settings), *operands.values()
+  )
+  for name in given:
+    operands[name] = (
+      results
+      if name == 'residual'
+      else jax.ShapeDtypeStruct((w[2 if before else 3],), jnp.float32)
+    )
+  kernel = _op(devices, op, **settings)
+  function = lambda operands: kernel(**operands)  # noqa: E731
+  if not gradient:
+    return function, (operands,)
+
+  def both(operands, grads):
+    y, pull = jax.vjp(function, operands)
+    return y, pull(grads)
+
+  return both, (operands, results)
 
 
 def four_devices(devices, op):

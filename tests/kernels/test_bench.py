@@ -119,6 +119,8 @@ def test_without_cycles_there_is_no_estimate():
       cases.BOTH,
       178_580,
     ),
+    ('conv2d', (256, 28, 28, 128, 128, 3), cases.FORWARD, 300.5),
+    ('conv2d', (256, 56, 56, 64, 256, 1), cases.FORWARD, 627.3),
   ],
 )
 def test_the_physical_limit(op, shape, direction, microseconds):
@@ -132,7 +134,10 @@ def test_the_physical_limit(op, shape, direction, microseconds):
 @pytest.mark.parametrize('direction', [cases.FORWARD, cases.BOTH])
 @pytest.mark.parametrize('op', cases.OPS)
 def test_what_is_compared_computes_the_same(op, direction):
-  shape = (16, 8, 24) if op.startswith('linear') else (16, 24)
+  shape = {
+    'linear_softmax_cross_entropy': (16, 8, 24),
+    **dict.fromkeys(cases.CONVOLUTIONS, (3, 5, 6, 4, 24, 3)),
+  }.get(op, (16, 24))
   case = cases.Case(op, shape, direction)
   results = []
   for name in bench.OTHERS:
@@ -150,9 +155,12 @@ def test_what_is_compared_computes_the_same(op, direction):
     )
   for ours, plain in zip(*map(jax.tree.leaves, results), strict=True):
     assert ours.shape == plain.shape
-    np.testing.assert_allclose(
-      np.float64(ours), np.float64(plain), rtol=0.03, atol=0.03
-    )
+    ours, plain = np.float64(ours), np.float64(plain)
+    if op in cases.CONVOLUTIONS:
+      # A ReLU at 0 may round to either side, and its gradient with it.
+      assert np.linalg.norm(ours - plain) < 0.05 * np.linalg.norm(plain)
+    else:
+      np.testing.assert_allclose(ours, plain, rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize('command', [bench, tune])

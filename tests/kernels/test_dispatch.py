@@ -123,3 +123,15 @@ def test_outside_of_explain_nothing_is_kept():
 
 def test_the_config_takes_the_same_words():
   assert ('auto', *dispatch.IMPLEMENTATIONS) == config_lib.KERNELS
+
+
+def test_a_default_stands_where_none_is_named():
+  kernel = 'pallas_tpu_interpret'
+  with dispatch.default(kernel):
+    assert explained() == (kernel, 'named as the default')
+    assert explained(implementation='xla') == ('xla', 'named by the caller')
+    with dispatch.default(None):
+      assert explained() == ('xla', 'there is no kernel for cpu')
+    with pytest.raises(ValueError, match='cannot run here: it is odd'):
+      explained(refusal='it is odd')
+  assert explained() == ('xla', 'there is no kernel for cpu')

@@ -76,6 +76,22 @@ ALONE = {
     {},
   ),
 }
+BEFORE = {'given': ['in_scale', 'in_shift'], 'activation': 'relu'}
+BEHIND = {'given': ['scale', 'shift', 'residual'], 'activation': 'gelu'}
+# name -> (op, x, w, the rest of programs.convolution's), in bfloat16.
+CONVOLUTIONS = {
+  '1x1': ('conv2d', (8, 14, 14, 256), (1, 1, 256, 128), {}),
+  '3x3': ('conv2d', (8, 14, 14, 64), (3, 3, 64, 64), {}),
+  'what follows': ('conv2d', (8, 14, 14, 64), (3, 3, 64, 128), BEHIND),
+  'strides': ('conv2d', (8, 14, 14, 64), (3, 3, 64, 64), {'strides': 2}),
+  'a few channels': ('conv2d', (8, 33, 33, 3), (7, 7, 3, 64), {'strides': 2}),
+  'what is before, statistics': (
+    'conv2d_stats',
+    (8, 14, 14, 128),
+    (3, 3, 128, 128),
+    BEFORE,
+  ),
+}
 ON_A_MESH = ('softmax', 'softmax_cross_entropy', 'linear_softmax_cross_entropy')
 PROGRAMS = 'tests.kernels.programs'
 
@@ -96,6 +112,16 @@ def test_a_kernel_compiles_and_keeps_to_the_registers(name):
   backward = gradient and op in ('softmax', 'log_softmax')
   assert len(program.kernels) == 1 + backward
   assert [kernel.spilled for kernel in program.kernels] == [0] * (1 + backward)
+  assert not program.collectives
+
+
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_a_convolution_compiles_and_keeps_to_the_registers(name):
+  op, x, w, rest = CONVOLUTIONS[name]
+  known = {'op': op, 'dtype': 'bfloat16', 'x': x, 'w': w}
+  program = _compiled('convolution', known | rest)
+  assert isinstance(program, compile_gpu.Program), program
+  assert [kernel.spilled for kernel in program.kernels] == [0]
   assert not program.collectives
 
 

@@ -44,6 +44,17 @@ def test_devices_share_the_rows_and_tell_each_other_nothing(results, mesh):
     assert math.prod(case['held']) == whole / devices, function
 
 
+@pytest.mark.parametrize('mesh', ['data', 'fsdp'])
+@pytest.mark.parametrize('op', ['conv2d', 'conv2d_stats'])
+def test_a_convolutions_images_stay_and_only_sums_are_told(results, op, mesh):
+  case = results['cases'][f'{op} on {mesh}']
+  assert 'raised' not in case, case['raised']
+  assert case['error'] < 1e-5
+  # Of the weights' gradients, and of the statistics.
+  assert case['collectives'] == ['all-reduce']
+  assert case['held'] == [16 // 8, 5, 4, 6]
+
+
 def test_the_gradient_by_what_every_device_has_is_summed(results):
   assert results['weights'] < 1e-5
 

@@ -46,6 +46,57 @@ ALONE = {
     {},
   ),
 }
+BEFORE = {'given': ['in_scale', 'in_shift'], 'activation': 'relu'}
+BEHIND = {'given': ['scale', 'shift', 'residual'], 'activation': 'relu'}
+# name -> (op, dtype, x, w, the rest of programs.convolution's), kernels.
+CONVOLUTIONS = {
+  'conv2d': (
+    ('conv2d', 'bfloat16', (16, 14, 14, 256), (3, 3, 256, 256), {}),
+    1,
+  ),
+  'conv2d, what follows': (
+    ('conv2d', 'bfloat16', (16, 14, 14, 256), (3, 3, 256, 256), BEHIND),
+    1,
+  ),
+  'conv2d, strides': (
+    (
+      'conv2d',
+      'bfloat16',
+      (16, 14, 14, 256),
+      (3, 3, 256, 256),
+      {'strides': 2},
+    ),
+    1,
+  ),
+  'conv2d f32, gradient': (
+    (
+      'conv2d',
+      'float32',
+      (16, 14, 14, 64),
+      (3, 3, 64, 64),
+      BEHIND | {'gradient': True},
+    ),
+    2,
+  ),
+  'conv2d of a few channels': (
+    ('conv2d', 'bfloat16', (16, 33, 33, 3), (7, 7, 3, 64), {'strides': 2}),
+    1,
+  ),
+  'conv2d_stats 1x1, gradient': (
+    (
+      'conv2d_stats',
+      'bfloat16',
+      (16, 14, 14, 256),
+      (1, 1, 256, 128),
+      BEFORE | {'gradient': True},
+    ),
+    2,
+  ),
+  'conv2d_stats 3x3': (
+    ('conv2d_stats', 'bfloat16', (16, 14, 14, 128), (3, 3, 128, 128), BEFORE),
+    1,
+  ),
+}
 # Ops whose loss a step on a mesh takes.
 ON_A_MESH = ('softmax', 'softmax_cross_entropy', 'linear_softmax_cross_entropy')
 
@@ -61,6 +112,11 @@ def compiled(request):
     )
     for name, arguments in ALONE.items()
   }
+  for name, ((op, dtype, x, w, rest), _) in CONVOLUTIONS.items():
+    requests[name] = compile_lib.Request(
+      'tests.kernels.programs:convolution',
+      {'op': op, 'dtype': dtype, 'x': x, 'w': w, **rest},
+    )
   for op in ON_A_MESH:
     requests[f'mesh {op}'] = compile_lib.Request(
       'tests.kernels.programs:four_devices', {'op': op}
@@ -74,6 +130,15 @@ def test_a_kernel_compiles_and_is_in_the_program(compiled, name):
   program = compiled[name]
   assert isinstance(program, compile_lib.Program), program
   assert program.kernels
+  assert not program.collectives
+
+
+# Their cycles are not asked for: of a program of blocks libtpu says 0.
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_a_convolution_compiles_and_is_in_the_program(compiled, name):
+  program = compiled[name]
+  assert isinstance(program, compile_lib.Program), program
+  assert len(program.kernels) == CONVOLUTIONS[name][1]
   assert not program.collectives
 
 

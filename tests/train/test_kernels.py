@@ -1,4 +1,4 @@
-"""The field `kernels`: which implementation the step's loss is computed by."""
+"""The field `kernels`: who computes the step's loss and its convolutions."""
 
 import json
 import subprocess
@@ -31,8 +31,8 @@ def first_batch(program):
   )
 
 
-def losses(folder, kernels, dtype):
-  config = runs.config(kernels=kernels, label_smoothing=0.1, dtype=dtype)
+def losses(folder, kernels, **fields):
+  config = runs.config(kernels=kernels, label_smoothing=0.1, **fields)
   loop.train_and_evaluate(config, folder / kernels)
   return [
     line[key]
@@ -44,11 +44,29 @@ def losses(folder, kernels, dtype):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_a_run_through_a_kernel_has_xlas_losses(tmp_path, dtype):
-  expected = losses(tmp_path, 'xla', dtype)
+  expected = losses(tmp_path, 'xla', dtype=dtype)
   assert len(expected) == 6
-  found = losses(tmp_path, 'pallas_tpu_interpret', dtype)
+  found = losses(tmp_path, 'pallas_tpu_interpret', dtype=dtype)
   rel = 1e-4 if dtype == 'float32' else 1e-2
   assert found == pytest.approx(expected, rel=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'model',
+  [
+    {'name': 'cnn', 'widths': (4, 6)},
+    {'name': 'resnet', 'variant': 'cifar20', 'depth': (1, 1), 'width': 4},
+  ],
+  ids=lambda model: model['name'],
+)
+def test_a_run_through_the_convolutions_kernel_has_xlas_losses(tmp_path, model):
+  fields = {'model': model, 'total_steps': 4, 'log_every': 1, 'eval_every': 2}
+  data = config_lib.Data(name='digits', batch_size=8, max_examples=32)
+  expected = losses(tmp_path, 'xla', data=data, **fields)
+  assert len(expected) == 6
+  found = losses(tmp_path, 'pallas_tpu_interpret', data=data, **fields)
+  assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_auto_is_xla_and_says_why():
@@ -86,7 +104,7 @@ def test_a_whole_step_is_exported_with_the_kernel_in_it(
   monkeypatch.setattr(
     partition,
     'ambient',
-    lambda _, step: of_here(type('M', (), {'abstract_mesh': mesh}), step),
+    lambda _, *rest: of_here(type('M', (), {'abstract_mesh': mesh}), *rest),
   )
   program = program_lib.create(runs.config(kernels=name))
   shapes = jax.tree.map(

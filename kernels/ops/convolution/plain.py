@@ -34,8 +34,8 @@ def conv_general_dilated(
 ) -> jax.Array:
   """[B, H, W, C] and [I, J, C, F] -> [B, H', W', F], as jax.lax's of that name.
 
-  For nnx.Conv's argument conv_general_dilated. Groups, dilation and other
-  numbers of axes get jax.lax's own gradient.
+  Also for nnx.Conv's argument of that name. Groups, dilation and other numbers
+  of axes get jax.lax's own gradient.
   """
   numbers = jax.lax.conv_dimension_numbers(
     image.shape, kernel.shape, dimension_numbers
@@ -81,56 +81,79 @@ def _forward(image, kernel, strides, padding):
 
 
 def _backward(strides, padding, kept, grad):
-  of_xla = functools.partial(_grads_of_xla, strides, padding)
-  by_products = functools.partial(_grads_by_products, strides, padding)
-  return jax.lax.platform_dependent(
-    *kept, grad, cpu=by_products, default=of_xla
+  image, kernel = kept
+  return (
+    input_grad(image, kernel, grad, strides, padding),
+    kernel_grad(image, kernel, grad, strides, padding),
   )
 
 
 _convolve.defvjp(_forward, _backward)
 
 
-def _grads_of_xla(strides, padding, image, kernel, grad):
-  def of_image(image):
-    return _plain(image, kernel, strides, padding)
+def input_grad(
+  image: jax.Array, kernel: jax.Array, grad: jax.Array, strides, padding
+) -> jax.Array:
+  """The gradient by the image, given that by the outputs [B, H', W', F]."""
 
-  def of_kernel(kernel):
-    return _plain(image, kernel, strides, padding)
+  def of_xla(image, kernel, grad):
+    def outputs(image):
+      return _plain(image, kernel, strides, padding)
 
-  return (
-    *jax.linear_transpose(of_image, image)(grad),
-    *jax.linear_transpose(of_kernel, kernel)(grad),
-  )
+    return jax.linear_transpose(outputs, image)(grad)[0]
 
-
-def _grads_by_products(strides, padding, image, kernel, grad):
-  kernel_grad = _kernel_grad(image, grad, kernel.shape[:2], strides, padding)
-  # What XLA has here too, but for the kernel turned round by hand: in a loop
-  # that is twice as fast.
-  borders = [
-    (size - 1 - low, full - 1 + low - (steps - 1) * stride)
-    for size, (low, _), full, steps, stride in zip(
-      kernel.shape[:2],
-      padding,
-      image.shape[1:3],
-      grad.shape[1:3],
-      strides,
-      strict=True,
+  def turned(image, kernel, grad):
+    # What XLA has here too, but for the kernel turned round by hand: in a loop
+    # that is twice as fast.
+    borders = [
+      (size - 1 - low, full - 1 + low - (steps - 1) * stride)
+      for size, (low, _), full, steps, stride in zip(
+        kernel.shape[:2],
+        padding,
+        image.shape[1:3],
+        grad.shape[1:3],
+        strides,
+        strict=True,
+      )
+    ]
+    return jax.lax.conv_general_dilated(
+      grad,
+      kernel[::-1, ::-1].swapaxes(2, 3),
+      (1, 1),
+      borders,
+      lhs_dilation=strides,
+      dimension_numbers=DIMENSIONS,
     )
-  ]
-  image_grad = jax.lax.conv_general_dilated(
-    grad,
-    kernel[::-1, ::-1].swapaxes(2, 3),
-    (1, 1),
-    borders,
-    lhs_dilation=strides,
-    dimension_numbers=DIMENSIONS,
+
+  return jax.lax.platform_dependent(
+    image, kernel, grad, cpu=turned, default=of_xla
   )
-  return image_grad, kernel_grad.astype(kernel.dtype)
 
 
-def _kernel_grad(image, grad, size, strides, padding):
+def kernel_grad(
+  image: jax.Array, kernel: jax.Array, grad: jax.Array, strides, padding
+) -> jax.Array:
+  """The gradient by the kernel, given that by the outputs [B, H', W', F]."""
+
+  def of_xla(image, kernel, grad):
+    def outputs(kernel):
+      return _plain(image, kernel, strides, padding)
+
+    return jax.linear_transpose(outputs, kernel)(grad)[0]
+
+  if not image.size or not grad.size:
+    return jnp.zeros_like(kernel)
+
+  def by_products(image, kernel, grad):
+    total = _products(image, grad, kernel.shape[:2], strides, padding)
+    return total.astype(kernel.dtype)
+
+  return jax.lax.platform_dependent(
+    image, kernel, grad, cpu=by_products, default=of_xla
+  )
+
+
+def _products(image, grad, size, strides, padding):
   """[I, J, C, F] of [B, H, W, C] and of the output's [B, H', W', F]."""
   batch, height, width, features = grad.shape
   # The largest number of images that divides the batch and fits.
