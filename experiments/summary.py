@@ -22,6 +22,7 @@ import rich.console
 import rich.table
 import rich.text
 
+from models import layers
 from train import flops
 from train import program as program_lib
 from train import progress
@@ -83,7 +84,10 @@ def create(model: nnx.Module, inputs: dict[str, jax.ShapeDtypeStruct]) -> Layer:
   def forward(state, inputs):
     return step_lib.apply(nnx.merge(graphdef, state), inputs, train=False)[0]
 
-  with _watched({type(module) for module in modules.values()}, calls):
+  with (
+    _watched({type(module) for module in modules.values()}, calls),
+    mock.patch.object(layers, 'conv2d', _one_by_one),
+  ):
     jaxpr = jax.make_jaxpr(forward)(state, inputs).jaxpr
   operations = collections.Counter()
   for scope, number in flops.by_scope(jaxpr).items():
@@ -123,6 +127,14 @@ def show(program: program_lib.Program):
 
 
 # ------------------------------------------------------------------- layers
+
+
+def _one_by_one(conv, x, norm=None, *, residual=None, activation=None):
+  """layers.conv2d with a call of each module, to be listed."""
+  y = conv(x)
+  y = y if norm is None else norm(y)
+  y = y if residual is None else y + residual
+  return y if activation is None else layers.activation(activation)(y)
 
 
 @contextlib.contextmanager

@@ -151,6 +151,7 @@ def test_a_variant_trains_on_the_loop(model, dtype, tmp_path):
   assert losses[0] > losses[1] > losses[2]
 
 
+@pytest.mark.slow
 def test_the_launcher_draws_reconstructions_in_its_own_workdir(run, tmp_path):
   words = ('--config=digits_pca', '--config.total_epochs=1')
   done = run('launch', *words, cwd=tmp_path)
@@ -159,6 +160,7 @@ def test_the_launcher_draws_reconstructions_in_its_own_workdir(run, tmp_path):
   assert picture.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_classifier_takes_the_encoders_blocks(tmp_path, capsys):
   source = dataclasses.replace(small(widths=(32, 16)), total_steps=2)
   loop.train_and_evaluate(source, tmp_path / 'source')

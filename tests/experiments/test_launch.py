@@ -645,6 +645,7 @@ def test_what_is_planted_would_run_if_it_were_read(line_20, tmp_path):
     marker.unlink()
 
 
+@pytest.mark.slow
 def test_evaluating_and_resuming_execute_nothing_of_the_workdir(
   line_20, tmp_path
 ):

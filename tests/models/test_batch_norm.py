@@ -79,6 +79,7 @@ def one_by_one(conv, norm, x, before=None, activation=None):
   return y, layers.Affine(channels, 0 * channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_folded_norms_put_out_the_same(name, monkeypatch):
   model, images = created(name)
@@ -102,6 +103,7 @@ def trained(model, images):
   return QUICKLY(jax.grad(loss, has_aux=True))(params, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_training_is_as_with_the_layers_one_by_one(name, monkeypatch):
   with jax.enable_x64(True):
@@ -116,6 +118,7 @@ def test_training_is_as_with_the_layers_one_by_one(name, monkeypatch):
     jax.tree.map(compare, found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name', ['resnet of CIFAR', 'cnn', 'cnn, gelu and a bias']
 )

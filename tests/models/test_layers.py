@@ -33,6 +33,7 @@ def test_a_max_pool_has_the_gradient_of_xla_ties_and_odd_borders_too(
   np.testing.assert_array_equal(*grads)
 
 
+@pytest.mark.slow
 def test_a_pool_after_a_norm_loses_no_gradient_to_rounding(monkeypatch):
   """Compiled as one, where what is pooled may be computed twice."""
   image = jax.random.normal(jax.random.key(0), (4, 20, 17, 3))

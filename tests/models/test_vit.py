@@ -259,6 +259,7 @@ def plain():
   return loss_and_gradients(train=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'kwargs',
   [{'remat': True}, {'scan': True, 'remat': True}, {'attention': 'softmax'}],
@@ -363,6 +364,7 @@ def test_branches_skip_by_their_rates_independently(scan):
   assert np.abs(correlation).max() < 5 / np.sqrt(count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan', [False, True])
 def test_every_block_drops_units_of_its_own(scan):
   model = small(dropout=0.5, scan=scan)

@@ -121,6 +121,7 @@ def test_a_whole_step_is_exported_with_the_kernel_in_it(
   assert call in exported.mlir_module()
 
 
+@pytest.mark.slow
 def test_eight_devices_share_the_rows_and_gather_nothing():
   script = textwrap.dedent("""
     import json, re

@@ -691,6 +691,7 @@ def test_eight_devices_train_and_count_as_one_does(tmp_path, run):
 # ------------------------------------------------------------------ sanity
 
 
+@pytest.mark.slow
 def test_with_true_labels_it_learns(tmp_path):
   """The control of the next: the same run, its labels as they are."""
   final = loop.train_and_evaluate(

@@ -350,6 +350,7 @@ def _start_from(file, depth=(1, 1), **fields):
   return program, transfer.initial_state(program, said.append), said
 
 
+@pytest.mark.slow
 def test_a_file_gives_its_weights_and_says_so(weights):
   file, arrays = weights
   program, state, said = _start_from(file)
@@ -423,6 +424,7 @@ def test_what_a_file_lacks_is_refused_unless_it_is_new(weights):
   assert said[0].endswith(f'new: {path}, head/bias, head/kernel')
 
 
+@pytest.mark.slow
 def test_a_whole_block_that_a_file_lacks_is_named_by_its_pattern(weights):
   file, _ = weights
   shapes = published.resnet(**SIZES | {'depth': (1, 11)})
@@ -503,6 +505,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     _start_from(file)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_begun_needs_its_file_no_more(weights, tmp_path):
   file = shutil.copy(weights[0], tmp_path / 'copy.safetensors')
   config = runs.config(

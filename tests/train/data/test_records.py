@@ -278,6 +278,7 @@ def train(split, first_step, steps, **kwargs):
   return found
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_the_cache_for_any_number_of_workers(both):
   # 20 batches of 5 are 2.7 epochs of 37.
   cached, large = (dataset.splits['train'] for dataset in both)
@@ -520,6 +521,7 @@ def test_a_broken_record_is_one_line_with_its_place(tmp_path, monkeypatch):
   )
 
 
+@pytest.mark.slow
 def test_a_label_below_the_classes_is_one_line_with_its_place(
   tmp_path, monkeypatch
 ):
