@@ -128,8 +128,8 @@ def _drawn(count, fits, dtype='float32', kernel=True, start=0):
 XLAS = _drawn(240, lambda case: True, kernel=False)
 XLAS_WIDE = _drawn(24, lambda case: True, 'float64', kernel=False, start=1000)
 # Most with few borders; some with all.
-TPUS = _drawn(76, lambda case: _products(case) <= 9)
-TPUS += _drawn(6, lambda case: 9 < _products(case) <= 50, start=500)
+TPUS = _drawn(44, lambda case: _products(case) <= 9)
+TPUS += _drawn(4, lambda case: 9 < _products(case) <= 50, start=500)
 TPUS_NARROW = _drawn(
   10, lambda case: _products(case) <= 9, 'bfloat16', start=700
 )
