@@ -285,7 +285,7 @@ def kernel(settings: Settings, x_ref, w_ref, *refs):
     squares_ref[0, 0] = jnp.broadcast_to(squares, (8, features))
 
   blocks = _blocks(settings, w_ref.shape[0], held)
-  for segments, (first, last) in blocks.items():
+  for segments, (first, last) in blocks:
     if len(blocks) == 1:
       compute(segments)
     else:
@@ -295,8 +295,8 @@ def kernel(settings: Settings, x_ref, w_ref, *refs):
 
 
 def _blocks(settings, taps, held):
-  """The different blocks of rows: their segments to their first and last."""
-  found = {}
+  """[segments, (first, last)] of equal blocks of rows one after the other."""
+  found = []
   everything = _segments(settings, 0, taps, settings.rows)
   for tile, start in enumerate(range(0, settings.rows, held)):
     stop = min(start + held, settings.rows)
@@ -305,8 +305,10 @@ def _blocks(settings, taps, held):
       for a, b, inside in everything
       if a < stop and b > start
     )
-    first, _ = found.get(segments, (tile, tile))
-    found[segments] = first, tile
+    if found and found[-1][0] == segments:
+      found[-1][1] = found[-1][1][0], tile
+    else:
+      found.append([segments, (tile, tile)])
   return found
 
 
