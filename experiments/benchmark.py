@@ -9,6 +9,7 @@ r"""Measures what the README claims; prints a JSON line a case.
   python -m experiments.benchmark --suite=models     # about 6 minutes
   python -m experiments.benchmark --suite=models --cases=mlp,lstm --rounds=5
   python -m experiments.benchmark --suite=compile    # about 1 minute
+  python -m experiments.benchmark --suite=meshes     # about 20 minutes
 
 startup: seconds from the command to --help and to the first step.
 results: configs over several seeds, by default all whose data needs no
@@ -21,6 +22,9 @@ data: preparing MNIST from its original files, opening its cache, reading it.
 models: a training step of each family through the loop against the same network
 in PyTorch, eager and compiled, where that is installed; rounds of them in turn,
 and the share of this machine's fastest matrix product that each reaches (MFU).
+meshes: on meshes of eight CPU devices, how far the losses of 20 steps are from
+one device's; a device's memory with and without fsdp; a step with a mesh of one
+device against one without a mesh.
 compile: seconds until a deep ViT's first step, blocks scanned and unrolled.
 """
 
@@ -35,14 +39,23 @@ from absl import flags
 from experiments import command
 from train import config as config_lib
 
-SUITES = ('startup', 'results', 'loop', 'augment', 'data', 'models', 'compile')
+SUITES = (
+  'startup',
+  'results',
+  'loop',
+  'augment',
+  'data',
+  'models',
+  'compile',
+  'meshes',
+)
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum('suite', None, SUITES, 'what to measure', flag_values=FLAGS)
 flags.DEFINE_integer(
   'rounds',
   9,
-  'rounds of loop, augment and models',
+  'rounds of loop, augment, models and meshes',
   lower_bound=1,
   flag_values=FLAGS,
 )
@@ -52,7 +65,7 @@ flags.DEFINE_integer(
 flags.DEFINE_list(
   'configs', [], 'configs of results and loop', flag_values=FLAGS
 )
-flags.DEFINE_list('cases', [], 'cases of models', flag_values=FLAGS)
+flags.DEFINE_list('cases', [], 'cases of models, meshes', flag_values=FLAGS)
 
 
 def main(argv: Sequence[str]):
@@ -86,6 +99,10 @@ def main(argv: Sequence[str]):
     from experiments.benchmarks import models
 
     models.main(FLAGS.cases, FLAGS.rounds)
+  elif FLAGS.suite == 'meshes':
+    from experiments.benchmarks import meshes
+
+    meshes.main(FLAGS.cases, FLAGS.rounds)
   elif FLAGS.suite == 'compile':
     from experiments.benchmarks import compile as compile_suite
 

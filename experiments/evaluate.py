@@ -42,7 +42,7 @@ def main(argv: Sequence[str]):
   from train import evaluate
   from train import program as program_lib
 
-  program = program_lib.create(config, say=restore.say)
+  program = program_lib.create(config, training=False, say=restore.say)
   if FLAGS.split not in program.dataset.splits:
     raise config_lib.UserError(
       f'--split is {FLAGS.split!r}; this run has '

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import restore
 from train import losses
+from train import processes
 from train import program as program_lib
 from train import step as step_lib
 
@@ -19,10 +20,13 @@ def draw(
 ) -> pathlib.Path | None:
   """The first test images above what the model gave back at that step.
 
-  None where the task is another, or the inputs are no images.
+  None where the task is another, the inputs are no images, or several processes
+  trained.
   """
   config, dataset = program.config, program.dataset
   if config.task != 'reconstruction' or dataset.input_key != 'image':
+    return None
+  if processes.count() > 1:  # Restoring would wait for the others.
     return None
   state, _ = restore.restore(workdir, program, str(step))
   split = dataset.splits[program.test_split]

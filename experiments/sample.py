@@ -51,7 +51,7 @@ def main(argv: Sequence[str]):
   from train import program as program_lib
   from train.data import text
 
-  program = program_lib.create(config, say=restore.say)
+  program = program_lib.create(config, training=False, say=restore.say)
   vocabulary = program.dataset.vocabulary or ('none',)
   if config.task != 'token_classification' or max(map(len, vocabulary)) > 1:
     raise config_lib.UserError(

@@ -61,6 +61,27 @@ def over_rows(
   )(*rows, *whole)
 
 
+def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
+  """x, divided over the ambient mesh, where there is one, by rows alone.
+
+  For what is made anew, as a recurrence's first state: nothing else tells the
+  compiler how to divide it, and a loop that begins with all rows on every
+  device goes on so. And for what a layer adds to, which the compiler would
+  divide as that layer's width is.
+  """
+  axes = _automatic()
+  if not axes:
+    return x
+  spec = PartitionSpec(*[None] * axis, axes)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def row_devices() -> int:
+  """How many devices share rows, where the compiler divides them."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in _automatic())
+
+
 def refusal(x: jax.Array) -> str | None:
   """Why the ambient mesh's devices cannot share x [..., K], or None."""
   if not _free_axes():
@@ -78,22 +99,29 @@ def refusal(x: jax.Array) -> str | None:
 
 def _free_axes() -> frozenset[str]:
   """The ambient mesh's axes that no shard_map around has taken."""
-  mesh = jax.sharding.get_abstract_mesh()
-  types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  types = _types().items()
   return frozenset(name for name, kind in types if kind != AxisType.Manual)
+
+
+def _automatic() -> tuple[str, ...]:
+  """The axes along which the compiler divides rows."""
+  types = _types()
+  return tuple(a for a in ROW_AXES if types.get(a) == AxisType.Auto)
+
+
+def _types() -> dict[str, AxisType]:
+  """How each axis of the ambient mesh is divided along; {} without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
 
 
 def _divided(x: jax.Array) -> tuple[tuple[str, ...], ...]:
   """The axes along which each leading dimension of x [..., K] is divided."""
-  mesh = jax.sharding.get_abstract_mesh()
-  types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
   spec = [
     (axes,) if isinstance(axes, str) else tuple(axes or ())
     for axes in jax.typeof(x).sharding.spec[: x.ndim - 1]
   ]
-  automatic = tuple(
-    axis for axis in ROW_AXES if types.get(axis) == AxisType.Auto
-  )
+  automatic = _automatic()
   if automatic and x.ndim > 1:
     spec = spec or [()]
     spec[0] = spec[0] + automatic

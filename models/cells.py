@@ -13,6 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from kernels import sharding
 from models import layers
 from models import recurrence
 
@@ -100,7 +101,8 @@ class Cell(nnx.Module):
     )
     if state is None:
       dtype = jnp.promote_types(x.dtype, jnp.float32)
-      state = (jnp.zeros((x.shape[1], self.width), dtype),) * self.states
+      zeros = jnp.zeros((x.shape[1], self.width), dtype)
+      state = (sharding.by_rows(zeros),) * self.states
     hs, state = self.scan(x, kernel, recurrent, bias, state, mask, reverse)
     return hs.astype(x.dtype), state
 

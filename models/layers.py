@@ -131,8 +131,8 @@ def conv2d_stats(
     x, w, in_scale=scale, in_shift=shift, in_activation=activation, **numbers
   )
   count = y.size // y.shape[-1]
-  mean = total / count
-  return y, norm.norm.affine(mean, squares / count)
+  mean, var = norm.norm.over_devices(total / count, squares / count)
+  return y, norm.norm.affine(mean, var)
 
 
 def apply_affine(x: jax.Array, affine: Affine) -> jax.Array:
@@ -296,10 +296,21 @@ class BatchNorm(nnx.BatchNorm):
       mean = wide.mean(axes)
       # Rounding can make the difference negative.
       var = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
+      mean, var = self.over_devices(mean, var)
       self._update(mean, var)
     scale = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
     dtype = self.dtype or jnp.result_type(x, self.scale[...], self.bias[...])
     return ((wide - mean) * scale + self.bias[...]).astype(dtype)
+
+  def over_devices(
+    self, mean: jax.Array, var: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """A device's statistics [C] to those of all along nnx's `axis_name`."""
+    if self.axis_name is None:
+      return mean, var
+    whole = jax.lax.pmean(mean, self.axis_name)
+    var += jnp.square(mean - whole)  # Chan, Golub & LeVeque (1979).
+    return whole, jax.lax.pmean(var, self.axis_name)
 
   def affine(self, mean: jax.Array, var: jax.Array) -> Affine:
     """In training: the batch's statistics [C] to what is done with them."""
@@ -310,7 +321,8 @@ class BatchNorm(nnx.BatchNorm):
   def _update(self, mean, var):
     for kept, new in ((self.mean, mean), (self.var, var)):
       old = kept[...]
-      kept.set_value(self.momentum * old + (1 - self.momentum) * new)
+      new = self.momentum * old + (1 - self.momentum) * new
+      kept.set_value(new.astype(old.dtype))
 
 
 class Norm(nnx.Module):

@@ -14,6 +14,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from kernels import sharding
+
 State = tuple[jax.Array, ...]
 # gates(a [B, G D], state) -> the next state, number by number; a is
 # x W + h U + b, and h the first array of the state.
@@ -90,6 +92,7 @@ def _backward(gates, reverse, kept, grads):
     h_grad = (a_grad @ recurrent_kernel.T).astype(grad[0].dtype)
     return (grad[0] + h_grad, *grad[1:]), a_grad
 
+  last_grad = jax.tree.map(sharding.by_rows, last_grad)  # May be zeros.
   state_grad, a_grad = jax.lax.scan(
     body, last_grad, (hs_grad, a, before, mask), reverse=not reverse
   )
@@ -105,8 +108,7 @@ def _backward(gates, reverse, kept, grads):
 
 def _over_steps(x, a_grad):
   """[T, B, F] and [T, B, G D] -> [F, G D]."""
-  x, a_grad = (v.reshape(-1, v.shape[-1]) for v in (x, a_grad))
-  return x.T @ a_grad
+  return jnp.einsum('tbf,tbg->fg', x, a_grad)
 
 
 _run.defvjp(_forward, _backward)

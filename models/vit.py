@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kernels
+from kernels import sharding
 from models import layers
 from models import position as position_lib
 
@@ -246,8 +247,10 @@ class Block(nnx.Module):
       branch = self.dropout(branch, deterministic=not train, rngs=rngs)
       return _skip(branch, rate, rngs) if rngs is not None else branch
 
-    x += drop(self.attention(_each(self.norm1, x)))
-    return x + drop(self.mlp(_each(self.norm2, x), train=train, rngs=rngs))
+    # A branch's width may be divided over devices; what it adds to is not.
+    x = sharding.by_rows(x + drop(self.attention(_each(self.norm1, x))))
+    branch = self.mlp(_each(self.norm2, x), train=train, rngs=rngs)
+    return sharding.by_rows(x + drop(branch))
 
 
 class Attention(nnx.Module):

@@ -29,9 +29,10 @@ def config(**fields) -> config_lib.Config:
   )
 
 
-def digest(workdir: pathlib.Path) -> str:
+def digest(workdir: pathlib.Path, devices=None) -> str:
   """Of every byte of the newest state: parameters, moments, statistics."""
-  program = program_lib.create(workdir_lib.read_config(workdir))
+  config = workdir_lib.read_config(workdir)
+  program = program_lib.create(config, training=False, devices=devices)
   with checkpoint.Checkpoints(
     workdir, program.config, {}, say=print, read_only=True
   ) as checkpoints:

@@ -170,15 +170,29 @@ def _check_recipe(config: config_lib.Config, require):
       )
   decay = config.ema_decay
   require(decay is None or 0 < decay < 1, 'ema_decay', 'it must be within 0, 1')
+  for path, names in (
+    ('dtype', config_lib.DTYPES),
+    ('kernels', config_lib.KERNELS),
+    ('partition', config_lib.PARTITIONS),
+    ('remat', (None, *config_lib.REMAT)),
+  ):
+    allowed = ', '.join(name or 'none' for name in names)
+    require(config_lib.get(config, path) in names, path, f'it takes {allowed}')
+  for axis in ('data', 'fsdp', 'tensor'):
+    length = getattr(config.mesh, axis)
+    require(
+      length == -1 or 0 < length < 2**31, f'mesh.{axis}',
+      'it takes a number of devices, or -1 for all that are left',
+    )  # fmt: skip
+  if (config.mesh.data, config.mesh.fsdp, config.mesh.tensor).count(-1) > 1:
+    raise config_lib.UserError(
+      f'config.mesh is data {config.mesh.data}, fsdp {config.mesh.fsdp}, '
+      f'tensor {config.mesh.tensor}; one axis alone can be -1'
+    )
   require(
-    config.dtype in config_lib.DTYPES,
-    'dtype',
-    f'it takes {", ".join(config_lib.DTYPES)}',
-  )
-  require(
-    config.kernels in config_lib.KERNELS,
-    'kernels',
-    f'it takes {", ".join(config_lib.KERNELS)}',
+    config.sync_batch_norm or config.partition == 'shard_map',
+    'sync_batch_norm',
+    "partition 'jit' knows the whole batch alone; set partition to shard_map",
   )
   require(
     config.init_from is None

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import dataclasses
 import pathlib
 import shutil
+import sys
+import threading
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from train import config as config_lib
 from train import metrics
+from train import processes
 from train import program as program_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
@@ -22,6 +25,23 @@ class SaveError(Exception):
   """A checkpoint could not be saved; what is said before tells why."""
 
   exit_code = 74
+
+
+def _meet(*, key: str, timeout_ms: int):
+  """Where Orbax's threads wait for those of the other processes.
+
+  A thread on its way out with an error comes here too, while the others wait
+  for it elsewhere: it goes on, and its process's end tells them.
+  """
+  error = sys.exc_info()[1]
+  is_saving = threading.current_thread() is not threading.main_thread()
+  if is_saving and error is not None:
+    raise SaveError(_not_saved(error)) from None
+  processes.barrier(key, timeout_ms / 1000)
+
+
+def _not_saved(error: Exception) -> str:
+  return f'a checkpoint could not be saved: {config_lib.first_line(error)}'
 
 
 class Checkpoints:
@@ -55,14 +75,20 @@ class Checkpoints:
     self.failed: Exception | None = None
     folder = workdir / workdir_lib.CHECKPOINTS
     if not read_only:
-      # What a kill left half written. Orbax would do this in a thread that may
-      # outlive us; rmtree follows no link.
-      for leftover in folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-        shutil.rmtree(leftover, ignore_errors=True)
+      if processes.is_main():
+        # What a kill left half written. Orbax would do this in a thread that
+        # may outlive us; rmtree follows no link.
+        for leftover in folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
+          shutil.rmtree(leftover, ignore_errors=True)
+      processes.barrier('checkpoints')
     self._manager = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=self, read_only=read_only
+        preservation_policy=self,
+        read_only=read_only,
+        async_options=ocp.AsyncOptions(barrier_sync_fn=_meet)
+        if processes.count() > 1
+        else None,
       ),
     )
 
@@ -71,7 +97,9 @@ class Checkpoints:
 
   def __exit__(self, *exception):
     self.wait()
-    self._manager.close()
+    # Closing waits for the other processes, which may not come after an error.
+    if exception == (None, None, None) or processes.count() == 1:
+      self._manager.close()
 
   # ------------------------------------------------------------------ which
 
@@ -128,7 +156,11 @@ class Checkpoints:
   # ------------------------------------------------------- save and restore
 
   def save(self, state: state_lib.TrainState, step: int):
-    """Starts saving, unless it is saved; a failure is said and kept."""
+    """Starts saving, unless it is saved; a failure is said and kept.
+
+    Raises:
+      SaveError: that failure, where there are several processes.
+    """
     if step in self._manager.all_steps():
       return
     self._guarded(
@@ -147,13 +179,14 @@ class Checkpoints:
     self._guarded(self._manager.wait_until_finished)
 
   def require(self, step: int):
-    """Waits, and makes sure that `step` is on the disk.
+    """Waits, and makes sure that `step` is on the disk, as process 0 sees it.
 
     Raises:
       SaveError: it is not.
     """
     self.wait()
-    if not (self._manager.directory / str(step)).is_dir():
+    is_saved = (self._manager.directory / str(step)).is_dir()
+    if processes.gather('saved', str(is_saved))[0] != str(True):
       raise SaveError(f'step {step} was trained, but not saved')
 
   def _guarded(self, act: Callable):
@@ -162,9 +195,9 @@ class Checkpoints:
         act()
     except (OSError, ValueError, RuntimeError) as error:
       self.failed = error
-      self._say(
-        f'a checkpoint could not be saved: {config_lib.first_line(error)}'
-      )
+      if processes.count() > 1:  # The others wait for this one, inside Orbax.
+        raise SaveError(_not_saved(error)) from None
+      self._say(_not_saved(error))
 
   def restore_final(
     self, program: program_lib.Program, state: state_lib.TrainState, step: int

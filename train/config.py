@@ -59,6 +59,19 @@ class EarlyStopping:
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
+class Mesh:
+  """How many devices along each axis, of all processes; -1: all that are left.
+
+  `data` shares out the examples of a batch; `fsdp` those and the parameters;
+  `tensor` the widths of layers.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
 class Config:
   """One experiment. A cadence is in steps, or in epochs as '2e'."""
 
@@ -101,7 +114,18 @@ class Config:
   # the least of this and (1 + step) / (10 + step).
   ema_decay: float | None = None
   accumulate: int = 1  # Parts of a batch that are computed one by one.
-  dtype: str = 'float32'  # Of computing; parameters are float32.
+  # 'jit': one program over the whole mesh, which the compiler divides (pjit).
+  # 'shard_map': each device runs the step on its examples, and what they find
+  # is averaged (pmap); along mesh.data alone.
+  partition: str = 'jit'
+  sync_batch_norm: bool = True  # False, with shard_map: of a device's examples.
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  # What the backward pass finds saved, a name of REMAT; what else it needs is
+  # computed again. None: everything. A ViT has `model.remat` besides.
+  remat: str | None = None
+  # Of computing; parameters are float32. float64, with JAX_ENABLE_X64=1, is for
+  # comparing programs: there parameters have it too.
+  dtype: str = 'float32'
   # What computes the cross-entropy of classes, and the convolutions of CNN,
   # LeNet and ResNet: a name of KERNELS. 'auto' is XLA but where a kernel was
   # measured to be faster on the chip.
@@ -113,7 +137,7 @@ class Config:
   tensorboard: bool = False  # Writes events for TensorBoard too.
 
 
-PARTS = {'data': Data, 'early_stopping': EarlyStopping}
+PARTS = {'data': Data, 'early_stopping': EarlyStopping, 'mesh': Mesh}
 BLOCKS = ('model', 'optimizer', 'schedule')
 CADENCES = ('log_every', 'eval_every', 'checkpoint_every')
 KERNELS = (
@@ -125,7 +149,11 @@ KERNELS = (
   'pallas_gpu_interpret',
 )
 NORMALIZE = ('mean_std', 'unit', 'symmetric')
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16', 'float64')
+PARTITIONS = ('jit', 'shard_map')
+# Of jax.checkpoint_policies: the results of products and convolutions, all or
+# those without batch dimensions (so not attention's).
+REMAT = ('dots_saveable', 'dots_with_no_batch_dims_saveable')
 
 
 def fields(cls=Config, prefix: str = '') -> dict[str, Any]:

@@ -16,6 +16,7 @@ import optax.contrib
 from train import config as config_lib
 from train import metrics
 from train import optim
+from train import partition
 from train import state as state_lib
 
 
@@ -68,7 +69,8 @@ def judged(
 ) -> state_lib.TrainState:
   """The state with the rate_scale that these scores make."""
   old = state.control['rate_scale']
-  scale = jax.device_put(np.float32(rate_scale(config, scores)), old.sharding)
+  scale = np.full((), rate_scale(config, scores), np.float32)
+  scale = partition.put(scale, old.sharding)
   return dataclasses.replace(
     state, control=state.control | {'rate_scale': scale}
   )

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 
+from train import mesh as mesh_lib
 from train import metrics
 from train import partition
+from train import processes
 from train import program as program_lib
 from train import state as state_lib
 from train.data import pipeline
@@ -43,17 +45,18 @@ def evaluate(
     params = state.params if params == 'raw' else program.eval_params(state)
   batches = pipeline.eval_batches(
     program.dataset.splits[split],
-    program.config.data.batch_size,
+    program.eval_batch_size,
     program.mesh,
     num_workers=program.config.data.num_workers,
   )
   with contextlib.closing(batches):  # Worker processes end with it.
     for i, batch in enumerate(batches, start=1):
       totals = program.eval_step(params, state.batch_stats, totals, batch)
-      if i % partition.steps_in_flight(program.mesh) == 0:
+      if i % mesh_lib.steps_in_flight(program.mesh) == 0:
         jax.block_until_ready(totals)
       between()
-  return metrics.summarize(jax.device_get(totals), program.dataset.classes)
+  totals = partition.get(totals, program.mesh)
+  return metrics.summarize(totals, program.dataset.classes)
 
 
 def scalars(results: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -84,6 +87,8 @@ def write(
   """
   raw = '-raw' if params == 'raw' else ''
   path = workdir / 'evaluations' / f'{split}-{step}{raw}.json'
+  if not processes.is_main():
+    return path
   path.parent.mkdir(exist_ok=True)
   partial = path.with_suffix('.partial')
   partial.write_text(to_json(split, step, results))

@@ -148,7 +148,7 @@ def create(
   loss: str,
   label_smoothing: float = 0.0,
 ) -> Callable:
-  """loss_fn(outputs [B, ...], batch) -> float32 [B], the loss of each example.
+  """loss_fn(outputs [B, ...], batch) -> the loss of each example [B], widened.
 
   Args:
     task: a name in TASKS.
@@ -178,13 +178,13 @@ def create(
     if task.labels == 'tokens':
       values = function(predictions, jnp.maximum(targets, 0))
       return mean_over_positions(values, targets >= 0)
-    values = function(predictions, targets).astype(jnp.float32)
+    values = widen(function(predictions, targets))
     return values.reshape(values.shape[0], -1).mean(-1)
 
   return loss_fn
 
 
 def mean_over_positions(values: jax.Array, asked: jax.Array) -> jax.Array:
-  """float32 [B], the mean of [B, T] where `asked`; 0 where nothing is."""
-  total = jnp.where(asked, values.astype(jnp.float32), 0).sum(-1)
+  """[B], widened, the mean of [B, T] where `asked`; 0 where nothing is."""
+  total = jnp.where(asked, widen(values), 0).sum(-1)
   return total / jnp.maximum(asked.sum(-1), 1)

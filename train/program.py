@@ -5,6 +5,7 @@ of them run the same program.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -16,6 +17,7 @@ import models
 from train import check
 from train import config as config_lib
 from train import losses
+from train import mesh as mesh_lib
 from train import metrics
 from train import optim
 from train import partition
@@ -25,6 +27,7 @@ from train import resolve
 from train import state as state_lib
 from train import step as step_lib
 from train.data import augment
+from train.data import pipeline
 from train.data import sources
 from train.data import subset
 
@@ -36,7 +39,7 @@ class Program:
   Attributes:
     config: every default written out.
     dataset: with the validation part held out.
-    mesh: all local devices.
+    mesh: the devices of all processes, as config.mesh has them.
     schedule: step -> learning rate.
     model: the model's shapes and structure, without arrays.
     init: (params={}, batch_stats={}) -> TrainState before the first step, on
@@ -67,6 +70,11 @@ class Program:
     return nnx.merge(graphdef, self.eval_params(state), state.batch_stats)
 
   @property
+  def eval_batch_size(self) -> int:
+    """The batch size, or the next that the devices can share evenly."""
+    return mesh_lib.round_up(self.config.data.batch_size, self.mesh)
+
+  @property
   def eval_split(self) -> str:
     """Where `eval/*` is measured: validation if there is one, else test."""
     return 'validation' if 'validation' in self.dataset.splits else 'test'
@@ -81,6 +89,8 @@ def create(
   config: config_lib.Config,
   dataset: sources.Dataset | None = None,
   *,
+  training: bool = True,
+  devices: Sequence[jax.Device] | None = None,
   say: Callable[[str], None] = progress.say,
 ) -> Program:
   """Builds and checks everything; compiles nothing.
@@ -88,15 +98,20 @@ def create(
   Args:
     config: as written, or resolved.
     dataset: in place of the one that config.data names.
+    training: False for a program that only evaluates: it takes any number of
+      devices, all along `data` where config.mesh does not fit them.
+    devices: in place of all those of all processes.
     say: takes a line for the user, where data must be prepared first.
 
   Raises:
     UserError: anything in the config that cannot be.
   """
   config = check.check(config)
-  mesh = partition.make_mesh()
-  partition.check_batch_size(config.data.batch_size, mesh, config.accumulate)
-  partition.check_kernels(config.kernels, mesh)
+  _check_dtype(config.dtype)
+  mesh = mesh_lib.make_mesh(config.mesh, devices, strict=training)
+  if training:
+    mesh_lib.check(config, mesh)
+  mesh_lib.check_kernels(config.kernels, mesh)
   resolve.check_names(config)  # Before data that may take long to prepare.
   if dataset is None:
     dataset = sources.load(
@@ -133,19 +148,29 @@ def create(
     return paths.join(optim.eval_params(state.opt_state, trained), frozen)
 
   everywhere = partition.replicated(mesh)
+  state_shape = jax.eval_shape(init, {}, {})
+  partition.check_tensor(config.model['name'], state_shape.params, mesh)
+  shardings = partition.state_shardings(mesh, state_shape, state_shape.params)
   state_shape = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=everywhere
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
     ),
-    jax.eval_shape(init, {}, {}),
+    state_shape,
+    shardings,
   )
-  jitted_init = jax.jit(init, out_shardings=everywhere)
+  jitted_init = jax.jit(init, out_shardings=shardings)
   parts = {
-    'prepare': step_lib.make_prepare(dataset.input_key, config.data.normalize),
+    'prepare': step_lib.make_prepare(
+      dataset.input_key,
+      config.data.normalize,
+      jnp.promote_types(_param_dtype(config), jnp.float32),
+    ),
     'measure': metrics.create(config.task, config.loss),
+    'gather': partition.make_gather(shardings.params),
   }
+  per_device = config.partition == 'shard_map'
   train_step = step_lib.make_train_step(
-    graphdef,
+    _synchronised(model) if per_device and config.sync_batch_norm else graphdef,
     tx,
     **parts,
     augment=augment.create(config.data.augment, dataset.input_key),
@@ -154,7 +179,10 @@ def create(
     config=config,
     rates=rates,
     unroll=mesh.devices.flat[0].platform == 'cpu',
+    axis_name=mesh_lib.DATA if per_device else None,
   )
+  if per_device:
+    train_step = partition.per_device(mesh, train_step, pipeline.specs)
   eval_step = step_lib.make_eval_step(
     graphdef,
     **parts,
@@ -171,7 +199,7 @@ def create(
       state_shape.params,
       state_shape.batch_stats,
       None,
-      _eval_batch_shape(config, dataset),
+      _batch_shape(mesh_lib.round_up(config.data.batch_size, mesh), dataset),
     )
   except ValueError as error:
     if config.kernels == 'auto':
@@ -196,14 +224,14 @@ def create(
     ),
     state_shape=state_shape,
     train_step=jax.jit(
-      train_step, donate_argnums=0, out_shardings=(everywhere, everywhere)
+      train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
     ),
     eval_step=jax.jit(
       eval_step, donate_argnums=2, out_shardings=totals_sharding
     ),
-    zero_totals=lambda: jax.device_put(
-      jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), totals_shape),
-      totals_sharding,
+    zero_totals=jax.jit(
+      lambda: jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), totals_shape),
+      out_shardings=totals_sharding,
     ),
     eval_params=eval_params,
   )
@@ -237,8 +265,35 @@ def _rates(config: config_lib.Config, params: dict) -> dict[paths.Path, float]:
 
 def _model(config: config_lib.Config, rngs: nnx.Rngs) -> nnx.Module:
   block = dict(config.model)
-  dtype = jnp.dtype(config.dtype)
-  return models.create(block.pop('name'), **block, dtype=dtype, rngs=rngs)
+  return models.create(
+    block.pop('name'),
+    **block,
+    dtype=jnp.dtype(config.dtype),
+    param_dtype=_param_dtype(config),
+    rngs=rngs,
+  )
+
+
+def _param_dtype(config: config_lib.Config) -> jnp.dtype:
+  return jnp.promote_types(config.dtype, jnp.float32)
+
+
+def _check_dtype(name: str):
+  if name == 'float64' and not jax.config.jax_enable_x64:
+    raise config_lib.UserError(
+      'config.dtype is float64, which jax has where the environment says '
+      'JAX_ENABLE_X64=1'
+    )
+
+
+def _synchronised(model: nnx.Module) -> nnx.GraphDef:
+  """The model's structure, its batch norms over the devices along `data`."""
+  graphdef, state = nnx.split(model)
+  model = nnx.merge(graphdef, state, copy=True)
+  for _, module in nnx.iter_modules(model):
+    if isinstance(module, nnx.BatchNorm):
+      module.axis_name = mesh_lib.DATA
+  return nnx.split(model)[0]
 
 
 def _arrays(model: nnx.Module) -> tuple[dict, dict]:
@@ -299,8 +354,7 @@ def model_inputs(
   }
 
 
-def _eval_batch_shape(config, dataset):
-  size = config.data.batch_size
+def _batch_shape(size, dataset):
   shapes = {
     key: jax.ShapeDtypeStruct((size, *spec.shape), spec.dtype)
     for key, spec in dataset.splits['train'].specs.items()

@@ -11,11 +11,18 @@ import time
 import rich.console
 import rich.progress
 
+from train import processes
+
 _REFRESH_SECONDS = 0.2
 
 
 def say(line: str):
-  """One line on standard output, whatever its encoding can hold."""
+  """One line on standard output, whatever its encoding can hold.
+
+  Of several processes the first alone speaks.
+  """
+  if not processes.is_main():
+    return
   encoding = sys.stdout.encoding or 'ascii'
   text = line.encode(encoding, 'replace').decode(encoding)
   try:
@@ -43,7 +50,7 @@ class Progress:
   def start(self, step: int):
     """Training goes on from `step`."""
     self._first_step, self._began = step, time.perf_counter()
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and processes.is_main():
       self._bar = rich.progress.Progress(
         rich.progress.TextColumn('step {task.completed}/{task.total}'),
         rich.progress.BarColumn(bar_width=None),

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 import contextlib
 import os
 import signal
+import sys
 import threading
+
+from train import processes
 
 _EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _received: int | None = None
 _listening = False
+_speaks = True
 
 
 class Stopped(Exception):  # noqa: N818 - what happened, not an error
@@ -21,11 +25,13 @@ class Stopped(Exception):  # noqa: N818 - what happened, not an error
 
   Attributes:
     exit_code: 75 for SIGTERM, 130 for Ctrl-C.
+    signum: which of the two.
   """
 
   def __init__(self, message: str, signum: int):
     super().__init__(message)
     self.exit_code = _EXIT_CODES[signum]
+    self.signum = signum
 
 
 @contextlib.contextmanager
@@ -51,12 +57,13 @@ def listen(*, until_exit: bool = False) -> Iterator[None]:
     global _received
     # os.write: print is not safe inside a signal handler.
     if _received is not None:
-      if os.isatty(1):
-        os.write(1, b'\x1b[?25h')  # The cursor, which a progress bar hides.
+      if sys.stdout.isatty():  # The cursor, which a progress bar hides.
+        os.write(sys.stdout.fileno(), b'\x1b[?25h')
       os.write(2, b'stopped at once\n')
       os._exit(_EXIT_CODES[signum])
     _received = signum
-    os.write(2, b'stopping after saving; once more stops at once\n')
+    if _speaks:
+      os.write(2, b'stopping after saving; once more stops at once\n')
 
   _listening, _received = True, None
   if until_exit:
@@ -72,12 +79,22 @@ def listen(*, until_exit: bool = False) -> Iterator[None]:
         signal.signal(signum, handler)
 
 
+def silence():
+  """The first signal is heard without a word, which a parent has said."""
+  global _speaks
+  _speaks = False
+
+
 def _ignore():
   for signum in _EXIT_CODES:
     signal.signal(signum, signal.SIG_IGN)
 
 
 def check(message: str):
-  """Raises Stopped(message) if a signal has come."""
-  if _received is not None:
-    raise Stopped(message, _received)
+  """Raises Stopped(message) if a signal has come, to this process or another.
+
+  Several processes must all come here equally often: they stop together.
+  """
+  signum = processes.agree_to_stop(_received)
+  if signum is not None:
+    raise Stopped(message, signal.Signals(signum))

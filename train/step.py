@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from train import losses
 from train import optim
 from train import paths
 from train import state as state_lib
@@ -23,21 +24,23 @@ _DROPOUT = 0
 _AUGMENT = 1  # Then the place in the batch.
 
 
-def make_prepare(input_key: str, normalize: dict | None) -> Callable:
-  """prepare(batch) -> batch with 'input', float32: (x - mean) / std.
+def make_prepare(
+  input_key: str, normalize: dict | None, dtype=jnp.float32
+) -> Callable:
+  """prepare(batch) -> batch with 'input', of dtype: (x - mean) / std.
 
   Tokens are int32 and stay as they are.
   """
   mean, std = 0.0, 1.0
   if normalize is not None:
-    mean = jnp.asarray(normalize['mean'], jnp.float32)
-    std = jnp.asarray(normalize['std'], jnp.float32)
+    mean = jnp.asarray(normalize['mean'], dtype)
+    std = jnp.asarray(normalize['std'], dtype)
 
   def prepare(batch):
     x = batch[input_key]
     if input_key == 'tokens':
       return batch | {'input': x.astype(jnp.int32)}
-    return batch | {'input': (x.astype(jnp.float32) - mean) / std}
+    return batch | {'input': (x.astype(dtype) - mean) / std}
 
   return prepare
 
@@ -55,7 +58,7 @@ def apply(model, batch, **kwargs) -> tuple[jax.Array, dict[str, jax.Array]]:
   penalty = {}
   if isinstance(outputs, tuple):
     outputs, per_example = outputs
-    penalty = {'penalty': per_example.astype(jnp.float32)}
+    penalty = {'penalty': losses.widen(per_example)}
   return outputs, penalty
 
 
@@ -71,6 +74,8 @@ def make_train_step(
   config,
   rates,
   unroll,
+  gather=lambda params: params,
+  axis_name=None,
 ) -> Callable:
   """Returns train_step(state, batch) -> (state, metrics), ready for jax.jit.
 
@@ -88,22 +93,41 @@ def make_train_step(
       it leaves out is frozen.
     unroll: whether the parts of a batch are compiled one by one: on a CPU a
       convolution's gradient inside a loop is tens of times slower.
+    gather: params -> params to compute with, where they lie divided.
+    axis_name: of the devices that each run this step on their own examples, as
+      in jax.pmap; None where it is one program with the whole batch.
   """
+
+  def mean(tree):
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+  def forward(params, batch_stats, batch, key):
+    params = gather(params)
+    model = nnx.merge(graphdef, params, batch_stats, copy=True)
+    outputs, penalty = apply(
+      model, batch, train=True, rngs=nnx.Rngs(dropout=key)
+    )
+    batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    return outputs, penalty, batch_stats
+
+  if config.remat is not None:
+    policy = getattr(jax.checkpoint_policies, config.remat)
+    forward = jax.checkpoint(forward, policy=policy)
 
   def train_step(state: state_lib.TrainState, batch):
     batch = pipeline.select(batch, state.step)
     # A function of (seed, step), so that a resumed run draws the same masks.
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    batch = prepare(augment(_example_keys(key, batch), batch))
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    batch = prepare(augment(_example_keys(key, batch, device), batch))
     trained, frozen = paths.split(state.params, rates)
+    key = jax.random.fold_in(key, _DROPOUT)
+    if axis_name is not None:  # Else all devices would draw the same masks.
+      key = jax.random.fold_in(key, device)
 
     def compute_loss(trained, batch_stats, batch, key):
       params = paths.join(trained, frozen)
-      model = nnx.merge(graphdef, params, batch_stats, copy=True)
-      outputs, penalty = apply(
-        model, batch, train=True, rngs=nnx.Rngs(dropout=key)
-      )
-      batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+      outputs, penalty, batch_stats = forward(params, batch_stats, batch, key)
       loss = (_mixed(loss_fn, outputs, batch) + sum(penalty.values())).mean()
       measured = measure(outputs, batch) | penalty
       measured = {k: v.mean() for k, v in measured.items()}
@@ -119,10 +143,9 @@ def make_train_step(
       return batch_stats, (objective, metrics, grads)
 
     over_parts = functools.partial(
-      _mean_over_parts, config.accumulate, unroll, state.batch_stats, batch,
-      jax.random.fold_in(key, _DROPOUT),
-    )  # fmt: skip
-    batch_stats, (objective, metrics, grads) = over_parts(value_and_grad)
+      _mean_over_parts, config.accumulate, unroll, state.batch_stats, batch, key
+    )
+    batch_stats, (objective, metrics, grads) = mean(over_parts(value_and_grad))
 
     def value_fn(trained, obj_fn=None):
       del obj_fn  # L-BFGS hands on whatever it does not know itself.
@@ -133,7 +156,7 @@ def make_train_step(
         )
         return batch_stats, objective
 
-      return over_parts(value)[1]
+      return mean(over_parts(value)[1])
 
     updates, opt_state = tx.update(
       grads,
@@ -188,9 +211,10 @@ def make_train_step(
   return train_step
 
 
-def _example_keys(key, batch):
-  """A key for each place of the batch, [B]."""
-  places = jnp.arange(len(jax.tree.leaves(batch)[0]))
+def _example_keys(key, batch, device):
+  """A key for each place of the batch, of which a device has [B] in a row."""
+  size = len(jax.tree.leaves(batch)[0])
+  places = device * size + jnp.arange(size)
   key = jax.random.fold_in(key, _AUGMENT)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, places)
 
@@ -239,7 +263,9 @@ def _mean_over_parts(parts, unroll, batch_stats, batch, key, function):
   return batch_stats, jax.tree.map(lambda t: t / parts, total)
 
 
-def make_eval_step(graphdef, *, prepare, loss_fn, measure, count) -> Callable:
+def make_eval_step(
+  graphdef, *, prepare, loss_fn, measure, count, gather=lambda params: params
+) -> Callable:
   """Returns eval_step(params, batch_stats, totals, batch) -> totals.
 
   Each total is kept lane by lane, [B]: the sum over the batches of what stood
@@ -249,7 +275,7 @@ def make_eval_step(graphdef, *, prepare, loss_fn, measure, count) -> Callable:
 
   def eval_step(params, batch_stats, totals, batch):
     batch = prepare(batch)
-    model = nnx.merge(graphdef, params, batch_stats, copy=True)
+    model = nnx.merge(graphdef, gather(params), batch_stats, copy=True)
     outputs, penalty = apply(model, batch, train=False)
     mask = batch['mask']
     loss = loss_fn(outputs, batch) + sum(penalty.values())

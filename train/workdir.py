@@ -5,21 +5,26 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import time
 
 import filelock
 
 from train import check
 from train import config as config_lib
+from train import processes
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
 TIMING = 'timing.jsonl'
 CHECKPOINTS = 'checkpoints'
 
+# A network's file systems show a new file to other machines after a while.
+_SHARED_SECONDS = 60
+
 # What resuming may change without becoming another experiment.
 _MAY_DIFFER = (
   'log_every', 'eval_every', 'checkpoint_every', 'keep_best', 'tensorboard',
-  'data.num_workers',
+  'data.num_workers', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'partition',
 )  # fmt: skip
 
 
@@ -32,6 +37,7 @@ def claimed(
   """Makes the workdir, or makes sure that it belongs to this config.
 
   Other runs are kept out until the block ends, or the process, however it ends.
+  Of several processes the first does this, and the others see that it has.
 
   Args:
     workdir: the folder.
@@ -40,10 +46,22 @@ def claimed(
 
   Raises:
     UserError: it is no folder, cannot be written, is in use, or holds another
-      experiment.
+      experiment, or the processes do not share it.
   """
   path = pathlib.Path(workdir).absolute()
   lock = filelock.FileLock(path / '.lock')
+  processes.agree(
+    'workdir',
+    lambda: processes.is_main() and _acquire(path, lock, config, say),
+  )
+  try:
+    processes.agree('config.json', lambda: _await(path, config))
+    yield path
+  finally:
+    lock.release()
+
+
+def _acquire(path: pathlib.Path, lock: filelock.FileLock, config, say):
   try:
     os.fspath(path).encode('utf-8')
     path.mkdir(parents=True, exist_ok=True)
@@ -65,10 +83,21 @@ def claimed(
       f'workdir {path} cannot be used as a folder to write in: '
       f'{error.strerror or error}'
     ) from None
-  try:
-    yield path
-  finally:
-    lock.release()
+
+
+def _await(path: pathlib.Path, config: config_lib.Config):
+  """Until another process's config.json is seen here, as a process has it."""
+  end = time.monotonic() + _SHARED_SECONDS
+  while not processes.is_main():
+    with contextlib.suppress(OSError):
+      if (path / CONFIG).read_text('utf-8') == config_lib.to_json(config):
+        return
+    if time.monotonic() > end:
+      raise config_lib.UserError(
+        f'workdir {path} is not shared between the processes, or they have '
+        f'different configs: its {CONFIG} is not this one'
+      )
+    time.sleep(0.2)
 
 
 def _claim(path: pathlib.Path, config: config_lib.Config, say):

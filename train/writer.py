@@ -6,6 +6,7 @@ timing.jsonl holds what does.
 
 from collections.abc import Generator
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -18,7 +19,8 @@ import jax
 
 from train import config as config_lib
 from train import control
-from train import partition
+from train import mesh as mesh_lib
+from train import processes
 from train import program as program_lib
 from train import progress as progress_lib
 from train import state as state_lib
@@ -27,6 +29,8 @@ from train import workdir as workdir_lib
 
 class Writer:
   """One line a log interval in both files, and each evaluation in the first.
+
+  Of several processes the first writes; all have the lines, and decide alike.
 
   Attributes:
     lines: the lines of metrics.jsonl.
@@ -44,11 +48,15 @@ class Writer:
     self._timing = workdir / workdir_lib.TIMING
     self._config = program.config
     self._progress = progress
-    self._most_in_flight = partition.steps_in_flight(program.mesh)
+    self._most_in_flight = mesh_lib.steps_in_flight(program.mesh)
     self._in_flight: list[jax.Array] = []
     self._events = None
     self.lines = read(self._metrics)
-    self.scores = scores(workdir, program.config)
+    self.scores = _scores(self.lines, program.config)
+    text = json.dumps(self.lines)  # Before the first process cuts them.
+    processes.check_same(
+      str(self._metrics), hashlib.sha256(text.encode()).hexdigest()
+    )
 
   def __enter__(self):
     return self
@@ -73,7 +81,7 @@ class Writer:
     timing = [line for line in read(self._timing) if line['step'] <= step]
     _rewrite(self._timing, timing)
     self._first_step = step
-    if self._config.tensorboard:
+    if self._config.tensorboard and processes.is_main():
       self._open_events()
     self.start_clock(step)
 
@@ -128,10 +136,11 @@ class Writer:
 
   def _write(self, step: int, values: dict[str, float]):
     line = {'step': step, **values}
-    with self._metrics.open('a') as file:
-      file.write(json.dumps(line) + '\n')
-      file.flush()
-      os.fsync(file.fileno())  # Before any checkpoint of this step.
+    if processes.is_main():
+      with self._metrics.open('a') as file:
+        file.write(json.dumps(line) + '\n')
+        file.flush()
+        os.fsync(file.fileno())  # Before any checkpoint of this step.
     self.lines.append(line)
     self._add_events(line)
     if self._config.best_metric in values:
@@ -208,8 +217,9 @@ class Writer:
       'examples_per_second': rate,
       'waiting_share': self._waited / seconds,
     }
-    with self._timing.open('a') as file:
-      file.write(json.dumps(line) + '\n')
+    if processes.is_main():
+      with self._timing.open('a') as file:
+        file.write(json.dumps(line) + '\n')
     self.start_clock(step)
     return rate
 
@@ -240,9 +250,13 @@ def scores(
   workdir: pathlib.Path, config: config_lib.Config
 ) -> dict[int, float]:
   """Step -> the value of config.best_metric, from metrics.jsonl."""
+  return _scores(read(workdir / workdir_lib.METRICS), config)
+
+
+def _scores(lines, config: config_lib.Config) -> dict[int, float]:
   return {
     line['step']: line[config.best_metric]
-    for line in read(workdir / workdir_lib.METRICS)
+    for line in lines
     if config.best_metric in line
   }
 
@@ -252,6 +266,8 @@ def _is(line: dict[str, Any], kind: str) -> bool:
 
 
 def _rewrite(path: pathlib.Path, lines: list[dict[str, Any]]):
+  if not processes.is_main():
+    return
   partial = path.with_suffix('.partial')
   partial.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   os.replace(partial, path)

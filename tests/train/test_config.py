@@ -76,6 +76,12 @@ CHANGES = [
   ('ema_decay', 0.999),
   ('accumulate', 4),
   ('dtype', 'bfloat16'),
+  ('partition', 'shard_map'),
+  ('sync_batch_norm', False),
+  ('mesh.data', 4),
+  ('mesh.fsdp', 2),
+  ('mesh.tensor', 2),
+  ('remat', 'dots_saveable'),
   ('init_from', 'runs/another:best'),
   ('init_new', ('head', 'blocks/1')),
   ('tensorboard', True),
@@ -254,6 +260,8 @@ def test_a_right_value_is_left_as_it_is(path, value):
     config = config_lib.replace(config, 'total_steps', None)
   if path == 'init_new':
     config = config_lib.replace(config, 'init_from', 'runs/another')
+  if path == 'sync_batch_norm':
+    config = config_lib.replace(config, 'partition', 'shard_map')
   assert repr(check.check(config)) == repr(config)
 
 
@@ -333,7 +341,10 @@ TOO_LARGE = 10**400  # No float.
     ('accumulate', ('x', 2.0, None, True), 'a whole number'),
     ('accumulate', (0, -2), 'at least 1'),
     ('dtype', (None, 32), 'a word'),
-    ('dtype', ('float16', 'float64', 'bf16', ''), 'float32, bfloat16'),
+    ('dtype', ('float16', 'bf16', ''), 'float32, bfloat16, float64'),
+    ('partition', ('pmap', 'pjit', ''), 'jit, shard_map'),
+    ('remat', ('everything', ''), 'none, dots_saveable'),
+    ('mesh.data', (0, -2, 2**31), 'or -1 for all that are left'),
     ('init_from', (3, True, ('a',)), 'a word or none'),
     ('init_from', ('',), 'a workdir'),
     ('init_new', (3, None, {'head': 1}), 'a tuple'),

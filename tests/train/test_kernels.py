@@ -13,6 +13,7 @@ from tests import conftest
 from tests import runs
 from train import config as config_lib
 from train import loop
+from train import mesh as mesh_lib
 from train import partition
 from train import program as program_lib
 from train import writer
@@ -86,10 +87,10 @@ def test_a_whole_step_is_exported_with_the_kernel_in_it(
     'cuda': {'device_kind': 'NVIDIA H200', 'num_cores': 132},
   }[platform]
   # The machine has no such device; the export needs none.
-  monkeypatch.setattr(partition, 'check_kernels', lambda *_: None)
+  monkeypatch.setattr(mesh_lib, 'check_kernels', lambda *_: None)
   mesh = jax.sharding.AbstractMesh(
     (1, 1, 1),
-    partition.AXES,
+    mesh_lib.AXES,
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
     abstract_device=jax.sharding.AbstractDevice(platform=platform, **device),
   )

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 import concurrent.futures
 import functools
 import math
+from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 import numpy as np
 
+from train import mesh as mesh_lib
 from train import partition
 from train.data import records
 from train.data import sources
@@ -97,12 +100,15 @@ def train_batches(
   order = Order(seed, len(split), batch_size)
   if resident_bytes is None:
     resident_bytes = RESIDENT_BYTES
-  if isinstance(split, sources.Split) and split.nbytes <= resident_bytes:
+  if (
+    isinstance(split, sources.Split)
+    and split.nbytes <= resident_bytes
+    and jax.process_count() == 1  # Else each reads its own examples alone.
+  ):
     return _resident(split, order, first_step, mesh)
-  read = functools.partial(_read, order)
-  return _ahead(
-    workers.arrays(split, read, first_step, _STEPS, num_workers), mesh
-  )
+  read = functools.partial(_read, order, partition.rows(mesh, batch_size))
+  batches = workers.arrays(split, read, first_step, _STEPS, num_workers)
+  return _ahead(batches, mesh, batch_size)
 
 
 def select(batch: Batch, step: jax.Array) -> Batch:
@@ -117,6 +123,18 @@ def select(batch: Batch, step: jax.Array) -> Batch:
   }
 
 
+def specs(batch: Batch) -> Any:
+  """How the devices share what train_batches yields, as PartitionSpecs."""
+  rows = PartitionSpec(mesh_lib.BATCH)
+  if 'order' not in batch:
+    return jax.tree.map(lambda _: rows, batch)
+  return {
+    'examples': jax.tree.map(lambda _: PartitionSpec(), batch['examples']),
+    'order': PartitionSpec(None, mesh_lib.BATCH),
+    'first_step': PartitionSpec(),
+  }
+
+
 def eval_batches(
   split: sources.Split | records.Records,
   batch_size: int,
@@ -126,19 +144,24 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Every example once, in order; 'mask' is False where the last is padded.
 
-  Args, errors and closing are those of train_batches.
+  Args, errors and closing are those of train_batches; `batch_size` must divide
+  over the mesh.
   """
-  read = functools.partial(_read_in_order, batch_size)
+  rows = partition.rows(mesh, batch_size)
+  read = functools.partial(_read_in_order, batch_size, rows)
   steps = math.ceil(len(split) / batch_size)
-  return _ahead(workers.arrays(split, read, 0, steps, num_workers), mesh)
+  batches = workers.arrays(split, read, 0, steps, num_workers)
+  return _ahead(batches, mesh, batch_size)
 
 
-def _read(order: Order, split, step: int) -> Arrays:
-  return split.take(order.places(step))
+def _read(order: Order, rows: np.ndarray, split, step: int) -> Arrays:
+  return split.take(order.places(step)[rows])
 
 
-def _read_in_order(batch_size: int, split, step: int) -> Arrays:
-  places = np.arange(step * batch_size, (step + 1) * batch_size)
+def _read_in_order(
+  batch_size: int, rows: np.ndarray, split, step: int
+) -> Arrays:
+  places = step * batch_size + rows
   batch = split.take(np.minimum(places, len(split) - 1))
   return batch | {'mask': places < len(split)}
 
@@ -161,12 +184,14 @@ def _resident(split, order: Order, step: int, mesh) -> Iterator[Batch]:
     step += _ORDERED_STEPS
 
 
-def _ahead(batches: Generator[Arrays], mesh) -> Iterator[Batch]:
+def _ahead(
+  batches: Generator[Arrays], mesh, batch_size: int
+) -> Iterator[Batch]:
   """Each batch read and sent by a thread, two steps ahead."""
 
   def fetch() -> Batch | None:
     batch = next(batches, None)
-    return batch and jax.device_put(batch, partition.batched(mesh))
+    return batch and partition.put_rows(batch, mesh, batch_size)
 
   reader = concurrent.futures.ThreadPoolExecutor(1)
   try:

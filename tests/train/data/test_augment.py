@@ -159,6 +159,7 @@ def test_no_augmentation_changes_no_value():
 _SHARDED = """
 import jax
 import numpy as np
+from train import mesh as mesh_lib
 from train import partition
 from train.data import augment
 
@@ -171,7 +172,7 @@ names = [name for name in augment.AUGMENTATIONS if name != 'mixup']
 blocks = augment.resolve(','.join(names), 'toy', 'image', (8, 8, 3))
 function = jax.jit(augment.create(blocks, 'image'))
 one = function(keys, batch)
-sharding = partition.batched(partition.make_mesh())
+sharding = partition.batched(mesh_lib.make_mesh())
 eight = function(*jax.device_put((keys, batch), sharding))
 assert len(eight['image'].sharding.device_set) == 8
 for key in one:

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from train import partition
+from train import mesh as mesh_lib
 from train.data import pipeline
 from train.data import sources
 
 
 def mesh():
   """One device, however many there are: any batch size divides over it."""
-  return partition.make_mesh(jax.devices()[:1])
+  return mesh_lib.make_mesh(devices=jax.devices()[:1])
 
 
 def split(n, offset=0):

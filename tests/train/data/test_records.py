@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from train import config as config_lib
-from train import partition
+from train import mesh as mesh_lib
 from train.data import embedded
 from train.data import normalize
 from train.data import pipeline
@@ -264,7 +264,7 @@ def test_rows_of_features_are_read_from_records_too(monkeypatch):
 
 
 def mesh():
-  return partition.make_mesh(jax.devices()[:1])
+  return mesh_lib.make_mesh(devices=jax.devices()[:1])
 
 
 def train(split, first_step, steps, **kwargs):
@@ -342,14 +342,14 @@ def test_a_stream_that_was_never_begun_closes_at_once(both):
 STREAM = """
 import multiprocessing, os, pathlib, sys, time
 import jax
-from train import partition
+from train import mesh as mesh_lib
 from train.data import pipeline, sources
 folder, workers, end = sys.argv[1:]
 sources.CACHED_BYTES = 0
 dataset = sources.load('photographs', folder, image_size=8)
 stream = pipeline.train_batches(
   dataset.splits['train'], seed=0, batch_size=5, first_step=0,
-  mesh=partition.make_mesh(), num_workers=int(workers),
+  mesh=mesh_lib.make_mesh(), num_workers=int(workers),
 )
 try:
   if end == 'starting':
@@ -360,7 +360,7 @@ try:
     stream.close()
     test = dataset.splits['test']
     print(len(list(pipeline.eval_batches(
-      test, 4, partition.make_mesh(), num_workers=int(workers)))))
+      test, 4, mesh_lib.make_mesh(), num_workers=int(workers)))))
     print(len(multiprocessing.active_children()), flush=True)
     time.sleep(1)  # Grain frees shared memory in a thread.
   elif end != 'left open':
