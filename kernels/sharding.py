@@ -23,6 +23,8 @@ def over_rows(
   function: Callable,
   rows: Sequence[jax.Array],
   whole: Sequence[jax.Array] = (),
+  *,
+  pallas: bool = True,
 ):
   """function(*rows, *whole), on a mesh with its share of the rows a device.
 
@@ -36,6 +38,8 @@ def over_rows(
       explicit axes they are divided as the first is, on others by the first
       dimension.
     whole: arrays that every device needs.
+    pallas: False where function is XLA's, so that axes other than ROW_AXES can
+      stay the compiler's.
 
   Raises:
     ValueError: refusal's, of the first array.
@@ -43,7 +47,7 @@ def over_rows(
   reason = refusal(rows[0])
   if reason:
     raise ValueError(reason)
-  free = _free_axes()
+  free = _free_axes() if pallas else frozenset(_automatic())
   if not free:
     return function(*rows, *whole)
   spec = _divided(rows[0])

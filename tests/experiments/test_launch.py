@@ -798,6 +798,7 @@ def test_a_config_runs_and_its_schedule_is_as_long_as_the_run(
   schedule = command.load_config(str(file), [])[0].schedule
   launched(
     f'--config={file.stem}',
+    *['--config.data.batch_size=16'][: name in IMAGES],  # It takes long enough.
     '--config.total_steps=3',
     '--config.log_every=1',
     # A warm-up is longer than that.

@@ -266,6 +266,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_each_device_computes_its_own_rows():
   generator = np.random.default_rng(0)
   h, w = (

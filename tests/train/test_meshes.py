@@ -105,6 +105,24 @@ def test_every_mesh_computes_the_same_and_exchanges_what_it_must(name):
   }
 
 
+@pytest.mark.slow
+def test_a_convolution_in_groups_exchanges_no_images():
+  """Whose gradients the compiler would gather them for."""
+  exchanged, params = on_eight("""
+    import jax
+    config = meshes.config('resnet', 'float32', (8, 1, 1))
+    config.model = {'name': 'resnext', 'depth': (1,), 'stem': '3x3'}
+    program = meshes.program(config)
+    params = jax.tree.leaves(program.state_shape.params)
+    print(json.dumps([
+      meshes.Step(program).collectives(), [leaf.shape for leaf in params]]))
+    """)
+  assert {kind for kind, _ in exchanged} == {'all-reduce'}
+  channels = sum(shape[0] for shape in params if len(shape) == 1)
+  numbers = sum(math.prod(shape) for _, shape in exchanged)
+  assert numbers <= sum(map(math.prod, params)) + 4 * channels + 100
+
+
 def test_fsdp_divides_parameters_and_moments():
   replicated, divided = on_eight("""
     found = []

@@ -52,6 +52,7 @@ def test_what_is_not_asked_has_no_gradient_even_where_it_is_nan():
   assert np.any(grads[1, :2])
 
 
+@pytest.mark.slow
 def test_labels_of_sequences_are_smoothed_like_those_of_images():
   loss = losses.create('token_classification', CROSS_ENTROPY, 0.1)
   whole = losses.create('classification', CROSS_ENTROPY, 0.1)

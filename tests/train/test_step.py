@@ -223,6 +223,7 @@ def test_penalties_shrink_kernels_and_leave_biases_alone(l1, l2, factor):
   assert trace[0]['loss'] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_no_penalty_changes_the_bytes_of_a_bias():
   """In a network they are of hidden layers too; one step, so that g is one."""
   model = {'name': 'mlp', 'widths': (8,)}
@@ -373,6 +374,22 @@ def test_a_batch_in_parts_is_the_large_batch(optimizer, rate, model, parts):
     np.testing.assert_allclose(found[path], whole[path], rtol=1e-4, atol=1e-5)
   for one, other in zip(trace, trace_in_parts, strict=True):
     assert one == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize('remat', config_lib.REMAT)
+def test_what_is_computed_again_is_what_was_computed(remat):
+  model = {'name': 'mlp', 'widths': (16,), 'dropout': 0.3}
+
+  def trained(**fields):
+    program = _program(model=model, **fields)
+    batch = next(_batches(program))
+    step = program.train_step.trace(program.state_shape, batch)
+    return _host(_steps(program, 3)[0].params), 'remat' in str(step.jaxpr)
+
+  (found, has_remat), (expected, had) = trained(remat=remat), trained()
+  assert (has_remat, had) == (True, False)
+  for path in expected:
+    np.testing.assert_allclose(found[path], expected[path], rtol=1e-5)
 
 
 @pytest.mark.parametrize('accumulate', [3, 32])

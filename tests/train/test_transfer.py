@@ -108,6 +108,7 @@ def _start(workdir, suffix='', *, init_new=(), **fields):
 # ------------------------------------------------------------ what is taken
 
 
+@pytest.mark.slow
 def test_everything_of_the_best_is_taken_where_the_model_is_the_same(source):
   program, state, said = _start(source)
   there = _state(source, _best(source))
@@ -230,6 +231,7 @@ def test_a_layer_that_the_source_lacks_is_refused_unless_it_is_new(source):
     assert path in said[0].partition('new: ')[2]
 
 
+@pytest.mark.slow
 def test_of_a_run_with_a_running_mean_the_mean_is_taken(tmp_path):
   config = runs.config(model=CNN, total_steps=4, ema_decay=0.9)
   loop.train_and_evaluate(config, tmp_path / 'source')
@@ -386,6 +388,7 @@ def test_a_file_gives_its_weights_and_says_so(weights):
   ]
 
 
+@pytest.mark.slow
 def test_what_init_new_names_is_not_taken_from_a_file(weights):
   file, arrays = weights
   wide = dict(arrays)
@@ -450,6 +453,7 @@ def test_a_whole_block_that_a_file_lacks_is_named_by_its_pattern(weights):
   )
 
 
+@pytest.mark.slow
 def test_running_statistics_that_a_file_lacks_are_refused_too(weights):
   file, arrays = weights
   part = {k: v for k, v in arrays.items() if k != 'bn1.running_var'}

@@ -50,15 +50,18 @@ def conv_general_dilated(
     for name, value in kwargs.items()
   )
   if not usual or not plain or feature_group_count != 1:
-    return jax.lax.conv_general_dilated(
-      image,
-      kernel,
-      strides,
-      padding,
+    convolve = functools.partial(
+      jax.lax.conv_general_dilated,
+      window_strides=strides,
+      padding=padding,
       feature_group_count=feature_group_count,
       dimension_numbers=dimension_numbers,
       **kwargs,
     )
+    # Left to the compiler, the gradients of one with groups gather the images.
+    if sharding.row_devices() > 1 and sharding.refusal(image) is None:
+      return sharding.over_rows(convolve, (image,), (kernel,), pallas=False)
+    return convolve(image, kernel)
   strides = tuple(strides)
   if isinstance(padding, str):
     padding = jax.lax.padtype_to_pads(
