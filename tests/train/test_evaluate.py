@@ -142,14 +142,16 @@ def test_10007_examples_on_eight_devices_count_10007():
 
     assert jax.device_count() == 8
     dataset = test_evaluate._dataset(10_007)
-    config = runs.config(**test_evaluate.LINEAR)
-    program = program_lib.create(config, dataset)
-    state = program.init()
-    results = evaluate.evaluate(program, state, 'test')
     split = dataset.splits['test']
-    answers = test_evaluate._logits(state, split).argmax(-1)
-    right = (answers == split.arrays['label']).sum()
-    print(results['count'], results['accuracy'] == right / 10_007)
+    for lengths in ((8, 1, 1), (1, 8, 1), (2, 4, 1)):
+      config = runs.config(**test_evaluate.LINEAR)
+      config.mesh.data, config.mesh.fsdp, config.mesh.tensor = lengths
+      program = program_lib.create(config, dataset)
+      state = program.init()
+      results = evaluate.evaluate(program, state, 'test')
+      answers = test_evaluate._logits(state, split).argmax(-1)
+      right = (answers == split.arrays['label']).sum()
+      print(results['count'], results['accuracy'] == right / 10_007)
   """)
   ran = subprocess.run(
     [sys.executable, '-c', script],
@@ -160,7 +162,7 @@ def test_10007_examples_on_eight_devices_count_10007():
       XLA_FLAGS='--xla_force_host_platform_device_count=8'
     ),
   )
-  assert ran.stdout.split() == ['10007', 'True'], ran.stderr
+  assert ran.stdout.split() == ['10007', 'True'] * 3, ran.stderr
 
 
 def test_evaluating_leaves_the_state_as_it_was():

@@ -64,9 +64,12 @@ def linear_softmax_cross_entropy(
     flat = _loss(implementation, flat, targets.reshape(-1), w)
     return flat.reshape(targets.shape)
 
-  if implementation == 'xla':
+  pallas = implementation != 'xla'
+  if not pallas and sharding.refusal(h) is not None:  # The compiler gathers.
     return loss(h, targets, w).reshape(shape)
-  return sharding.over_rows(loss, [h, targets], [w]).reshape(shape)
+  return sharding.over_rows(loss, [h, targets], [w], pallas=pallas).reshape(
+    shape
+  )
 
 
 def _check(h, w, labels):
