@@ -24,6 +24,7 @@ _SHARED_SECONDS = 60
 # What resuming may change without becoming another experiment.
 _MAY_DIFFER = (
   'log_every', 'eval_every', 'checkpoint_every', 'keep_best', 'tensorboard',
+  'on_save_error',
   'data.num_workers', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'partition',
 )  # fmt: skip
 
