@@ -64,6 +64,10 @@ def quiet():
   from absl import logging as absl_logging
 
   absl_logging.set_verbosity(absl_logging.ERROR)
+  # Orbax's are tracebacks of errors that we have a line for.
+  absl_logging.get_absl_handler().addFilter(
+    lambda record: 'orbax' not in pathlib.Path(record.pathname).parts
+  )
   logging.getLogger('jax').setLevel(logging.ERROR)
 
 

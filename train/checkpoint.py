@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+import contextlib
 import pathlib
 import shutil
 import sys
@@ -19,6 +20,9 @@ from train import processes
 from train import program as program_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, config_lib.UserError)
 
 
 class SaveError(Exception):
@@ -41,10 +45,7 @@ def best_first(
 
 
 def remove_leftovers(folder: pathlib.Path):
-  """Removes what a kill or a failure left half written; follows no link.
-
-  Orbax would do this in a thread that may outlive us.
-  """
+  """Removes what a kill or a failure left half written; follows no link."""
   for leftover in folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
     if leftover.is_symlink() or not leftover.is_dir():
       leftover.unlink(missing_ok=True)
@@ -84,16 +85,20 @@ class Checkpoints:
     self._is_saving = False
     self._cannot_meet = False
     self.failed: Exception | None = None
-    folder = workdir / workdir_lib.CHECKPOINTS
+    self._folder = workdir / workdir_lib.CHECKPOINTS
     if not read_only:
       if processes.is_main():
-        remove_leftovers(folder)
+        remove_leftovers(self._folder)
       processes.barrier('checkpoints')
-    self._manager = ocp.CheckpointManager(
-      folder,
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=self,
-        read_only=read_only,
+        read_only=self._read_only,
+        lightweight_initialize=True,  # Reads no file before we have.
         temporary_path_class=manifest.Temporary,
         async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet)
         if processes.count() > 1
@@ -147,10 +152,9 @@ class Checkpoints:
     if word == 'latest':
       return steps[::-1]
     if word == 'best':
-      best = self._best_first(steps)
-      if not best:
-        raise config_lib.UserError('no saved step was evaluated yet')
-      return best
+      if best := self._best_first(steps):
+        return best
+      raise config_lib.UserError('no saved step was evaluated yet')
     by_word = {str(step): step for step in steps}
     if word not in by_word:
       raise config_lib.UserError(
@@ -220,7 +224,7 @@ class Checkpoints:
       SaveError: it is not.
     """
     self.wait()
-    is_saved = self._folder(step).is_dir()
+    is_saved = (self._folder / str(step)).is_dir()
     if processes.gather('saved', str(is_saved))[0] != str(True):
       raise SaveError(f'step {step} was trained, but not saved')
 
@@ -240,8 +244,7 @@ class Checkpoints:
       self._say(_not_saved(error))
     except manifest.NonFiniteError:
       self._is_saving = False
-      if processes.count() == 1:
-        self._clear()
+      self._clear()
       raise
 
   def _clear(self):
@@ -249,9 +252,11 @@ class Checkpoints:
 
     It has forgotten those that it would have removed after this one.
     """
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+      self._manager.close()  # Says again what was wrong.
     try:
-      remove_leftovers(pathlib.Path(self._manager.directory))
-      self._manager.reload()
+      remove_leftovers(self._folder)
+      self._manager = self._open()
     except OSError as error:  # The same, as a rule.
       self._say(f'what was half written stays: {config_lib.first_line(error)}')
 
@@ -337,7 +342,8 @@ class Checkpoints:
         self._set_aside(*one)
       if damaged and not self._read_only:
         processes.barrier('set aside')
-        self._manager.reload()
+        self._manager.close()
+        self._manager = self._open()
       return found, step
     lines = '; '.join(str(error) for _, error in damaged)
     if len(steps) > 1:
@@ -351,18 +357,15 @@ class Checkpoints:
       return
     name = ''
     if processes.is_main():
-      name = manifest.set_aside(self._folder(step))
+      name = manifest.set_aside(self._folder / str(step))
     self._say(f'{error}; set aside as {name}')
-
-  def _folder(self, step: int) -> pathlib.Path:
-    return pathlib.Path(self._manager.directory) / str(step)
 
   def _restore(self, step: int, shapes, args, *, whole: bool) -> Any:
     """Verifies the files, restores by Orbax, and verifies the arrays.
 
     Process 0 looks at the files; each at the arrays that it has.
     """
-    folder = self._folder(step)
+    folder = self._folder / str(step)
     where = f'checkpoint {folder} cannot be restored'
 
     def judge(act: Callable):
@@ -386,12 +389,9 @@ class Checkpoints:
       restored = self._manager.restore(
         step, args=ocp.args.Composite(state=args)
       )['state']
-    except (
-      OSError, ValueError, KeyError, TypeError, config_lib.UserError,
-    ) as error:  # fmt: skip
-      raise config_lib.UserError(
-        f'{where}: {config_lib.first_line(error)}'
-      ) from None
+    except _UNREADABLE as error:
+      wrong = config_lib.first_line(error)
+      raise config_lib.UserError(f'{where}: {wrong}') from None
     with jax.transfer_guard('allow'):
       judge(lambda: manifest.check_arrays(restored, record))
     return restored

@@ -261,13 +261,13 @@ def _complete(folder: pathlib.Path):
         record['arrays'][path]['sha256'] |= entry['sha256']
       else:
         record['arrays'][path] = entry
-  files, _ = _list(folder)
   record['files'] = {
     name: {'bytes': size, 'sha256': _file_digest(folder / name)}
-    for name, size in sorted(files.items())
+    for name, size in sorted(_list(folder)[0].items())
   }
-  with (folder / NAME).open('wb', buffering=0) as file:
+  with (folder / NAME).open('wb') as file:
     file.write(_render(record))
+    file.flush()
     os.fsync(file.fileno())
 
 
@@ -334,18 +334,15 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   if folder.is_symlink() or not folder.is_dir():
     raise DamagedError('it is no folder')
   if not os.path.lexists(folder / NAME):
-    raise DamagedError(
-      f'it has no {NAME}: it is damaged, or older than these were'
-    )
+    raise DamagedError(f'it has no {NAME}: damaged, or older than those are')
   with _reading(NAME), _open(folder / NAME) as file:
     data = file.read()
   record = None
   with contextlib.suppress(ValueError, RecursionError):
     record = json.loads(data)
-  if not isinstance(record, dict):
-    raise DamagedError(f'{NAME} is damaged')
-  record.pop('sha256', None)
-  if _render(record) != data:
+  if isinstance(record, dict):
+    record.pop('sha256', None)
+  if not isinstance(record, dict) or _render(record) != data:
     raise DamagedError(f'{NAME} is damaged')
   if record.get('format') != FORMAT:
     raise DamagedError(f'{NAME} is of another version of this program')
