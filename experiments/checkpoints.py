@@ -51,7 +51,7 @@ def main(argv: Sequence[str]):
   workdir = pathlib.Path(FLAGS.workdir)
   config = workdir_lib.read_config(workdir)
   command.quiet()
-  from train import checkpoint
+  from train import metrics
   from train import writer
 
   scores = writer.scores(workdir, config)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]):
   steps, aside = _names(folder)
   if not steps:
     raise config_lib.UserError(f'workdir {workdir} has no checkpoint yet')
-  best = checkpoint.best_first(config, scores, steps)
+  best = metrics.best_first(config.best_metric, scores, steps)
   if FLAGS.step is None:
     _list(folder, steps, scores, best[:1])
     for name in aside:

@@ -68,6 +68,12 @@ def quiet():
   absl_logging.get_absl_handler().addFilter(
     lambda record: 'orbax' not in pathlib.Path(record.pathname).parts
   )
+
+  def unraisable(raised):  # Of a save that failed, after that was said.
+    if str(raised.exc_value) != 'Event loop is closed':
+      sys.__unraisablehook__(raised)
+
+  sys.unraisablehook = unraisable
   logging.getLogger('jax').setLevel(logging.ERROR)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 import contextlib
 import pathlib
-import shutil
 import sys
 import threading
 from typing import Any
@@ -21,7 +20,7 @@ from train import program as program_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
 
-
+_LEFTOVERS = f'*{ocp.utils.TMP_DIR_SUFFIX}*'  # Half written, or half removed.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, config_lib.UserError)
 
 
@@ -33,24 +32,6 @@ class SaveError(Exception):
 
 def _not_saved(error: Exception) -> str:
   return f'a checkpoint could not be saved: {config_lib.first_line(error)}'
-
-
-def best_first(
-  config: config_lib.Config, scores: Mapping[int, float], steps: Iterable[int]
-) -> list[int]:
-  """Those of `steps` that are scored: the best, and the earlier of equals."""
-  sign = -1 if metrics.higher_is_better(config.best_metric) else 1
-  scored = [step for step in steps if step in scores]
-  return sorted(scored, key=lambda s: (sign * scores[s], s))
-
-
-def remove_leftovers(folder: pathlib.Path):
-  """Removes what a kill or a failure left half written; follows no link."""
-  for leftover in folder.glob(f'*{ocp.utils.TMP_DIR_SUFFIX}*'):
-    if leftover.is_symlink() or not leftover.is_dir():
-      leftover.unlink(missing_ok=True)
-    else:
-      shutil.rmtree(leftover, ignore_errors=True)
 
 
 class Checkpoints:
@@ -88,8 +69,9 @@ class Checkpoints:
     self._folder = workdir / workdir_lib.CHECKPOINTS
     if not read_only:
       if processes.is_main():
-        remove_leftovers(self._folder)
+        workdir_lib.remove(self._folder, _LEFTOVERS)
       processes.barrier('checkpoints')
+    self._remover: threading.Thread | None = None
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
@@ -100,6 +82,8 @@ class Checkpoints:
         read_only=self._read_only,
         lightweight_initialize=True,  # Reads no file before we have.
         temporary_path_class=manifest.Temporary,
+        # What may go is renamed, or a kill would leave a half of it.
+        todelete_subdir=f'removed{ocp.utils.TMP_DIR_SUFFIX}',
         async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet)
         if processes.count() > 1
         else None,
@@ -115,6 +99,8 @@ class Checkpoints:
     except (SaveError, manifest.NonFiniteError):
       if exception == (None, None, None):
         raise  # Else the block ends with an error already.
+    finally:
+      self._remove()
     # Closing waits for the other processes, which may not come after an error.
     if exception == (None, None, None) or processes.count() == 1:
       self._manager.close()
@@ -177,7 +163,7 @@ class Checkpoints:
     return [step == max(steps) or step in best for step in steps]
 
   def _best_first(self, steps: Iterable[int]) -> list[int]:
-    return best_first(self._config, self._scores, steps)
+    return metrics.best_first(self._config.best_metric, self._scores, steps)
 
   # ------------------------------------------------------------------- save
 
@@ -192,6 +178,7 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     self.wait()  # Or there would be copies of two states.
+    self._remove()
     self._is_saving = True
     self._guarded(
       lambda: self._manager.save(
@@ -215,7 +202,9 @@ class Checkpoints:
     """Until everything is written; raises as `save` does."""
     if self._is_saving:
       self._guarded(self._manager.wait_until_finished)
-      self._is_saving = False
+      if self._is_saving:
+        self._is_saving = False
+        self._remove(0)
 
   def require(self, step: int):
     """Waits, and makes sure that `step` is on the disk, as process 0 sees it.
@@ -254,11 +243,19 @@ class Checkpoints:
     """
     with contextlib.suppress(OSError, ValueError, RuntimeError):
       self._manager.close()  # Says again what was wrong.
-    try:
-      remove_leftovers(self._folder)
-      self._manager = self._open()
-    except OSError as error:  # The same, as a rule.
-      self._say(f'what was half written stays: {config_lib.first_line(error)}')
+    self._manager = self._open()
+    self._remove(1)
+
+  def _remove(self, seconds: float | None = None):
+    """Removes leftovers in the background; None waits until that is done."""
+    if self._remover is not None:
+      self._remover.join()
+      self._remover = None
+    if seconds is not None and processes.is_main() and not self._read_only:
+      self._remover = threading.Thread(
+        target=workdir_lib.remove, args=(self._folder, _LEFTOVERS, seconds)
+      )
+      self._remover.start()
 
   # ---------------------------------------------------------------- restore
 

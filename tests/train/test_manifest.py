@@ -1,33 +1,26 @@
 """Damage to a checkpoint is found, named and gone around; nothing is silent."""
 
-import contextlib
 import json
 import os
 import pathlib
 import pickle
 import random
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests import conftest
 from tests import runs
 from train import checkpoint
 from train import config as config_lib
-from train import evaluate
 from train import loop
 from train import manifest
 from train import program as program_lib
-from train import workdir as workdir_lib
 
 OLD, NEW = 4, 12  # The steps that are kept: the best, and the newest.
 
@@ -136,9 +129,11 @@ import os, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from train import manifest
-mesh = Mesh(np.array(jax.devices()).reshape(-1, 2 if {n} > 1 else 1), ('a', 'b'))
+devices = np.array(jax.devices()).reshape(-1, 2 if {n} > 1 else 1)
+mesh = Mesh(devices, ('a', 'b'))
 for spec in (P(), P('a'), P('b', 'a'), P(None, ('a', 'b'))):
-  x = jax.device_put(np.arange(512.0).reshape(16, 32), NamedSharding(mesh, spec))
+  x = np.arange(512.0).reshape(16, 32)
+  x = jax.device_put(x, NamedSharding(mesh, spec))
   part = manifest.Digests(1, {{}}, [('x', x.shape, 'f', manifest._owned(x))])
   print(part.record()['arrays']['x']['sha256'])
 """
