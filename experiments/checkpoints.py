@@ -61,9 +61,11 @@ def main(argv: Sequence[str]):
     raise config_lib.UserError(f'workdir {workdir} has no checkpoint yet')
   best = metrics.best_first(config.best_metric, scores, steps)
   if FLAGS.step is None:
-    _list(folder, steps, scores, best[:1])
+    damaged = _list(folder, steps, scores, best[:1])
     for name in aside:
       print(f'set aside: {name}')
+    if damaged:
+      raise UnverifiedError(f'{damaged} of {len(steps)} do not verify')
     return
   named = {'latest': steps[-1:], 'best': best[:1]}
   step = next(iter(named.get(FLAGS.step, [FLAGS.step])), None)
@@ -83,12 +85,8 @@ def _names(folder: pathlib.Path) -> tuple[list[int], list[str]]:
   return steps, aside
 
 
-def _list(folder: pathlib.Path, steps, scores, best):
-  """Prints a line for each step.
-
-  Raises:
-    UnverifiedError: some do not verify.
-  """
+def _list(folder: pathlib.Path, steps, scores, best) -> int:
+  """Prints a line for each step; returns how many do not verify."""
   from train import manifest
 
   print(f'{"step":>9} {"score":>11} {"MB":>10}  {"saved":19}  verified')
@@ -108,8 +106,7 @@ def _list(folder: pathlib.Path, steps, scores, best):
     star = '*' if step in best else ' '
     when = _when(folder / f'{step}')
     print(f'{step:9} {score:>10}{star} {size:>10}  {when:19}  {verdict}')
-  if damaged:
-    raise UnverifiedError(f'{damaged} of {len(steps)} do not verify')
+  return damaged
 
 
 def _when(folder: pathlib.Path) -> str:

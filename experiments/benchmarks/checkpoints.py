@@ -13,7 +13,6 @@ import tempfile
 import time
 
 import jax
-import orbax.checkpoint as ocp
 
 from experiments import command
 from train import checkpoint
@@ -29,6 +28,7 @@ def main(rounds: int):
   program = program_lib.create(config, training=False)
   state = jax.block_until_ready(program.init())
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  ocp = checkpoint.ocp
   with (
     tempfile.TemporaryDirectory() as folder,
     checkpoint.Checkpoints(
