@@ -10,6 +10,7 @@ r"""Measures what the README claims; prints a JSON line a case.
   python -m experiments.benchmark --suite=models --cases=mlp,lstm --rounds=5
   python -m experiments.benchmark --suite=compile    # about 1 minute
   python -m experiments.benchmark --suite=meshes     # about 20 minutes
+  python -m experiments.benchmark --suite=checkpoints   # about 1 minute
 
 startup: seconds from the command to --help and to the first step.
 results: configs over several seeds, by default all whose data needs no
@@ -25,6 +26,8 @@ and the share of this machine's fastest matrix product that each reaches (MFU).
 meshes: on meshes of eight CPU devices, how far the losses of 20 steps are from
 one device's; a device's memory with and without fsdp; a step with a mesh of one
 device against one without a mesh.
+checkpoints: CPU and wall seconds of a save and of a restore, with digests and
+verified against Orbax alone, in turn.
 compile: seconds until a deep ViT's first step, blocks scanned and unrolled.
 """
 
@@ -48,6 +51,7 @@ SUITES = (
   'models',
   'compile',
   'meshes',
+  'checkpoints',
 )
 
 FLAGS = flags.FlagValues()
@@ -55,7 +59,7 @@ flags.DEFINE_enum('suite', None, SUITES, 'what to measure', flag_values=FLAGS)
 flags.DEFINE_integer(
   'rounds',
   9,
-  'rounds of loop, augment, models and meshes',
+  'rounds of loop, augment, models, meshes, checkpoints',
   lower_bound=1,
   flag_values=FLAGS,
 )
@@ -103,6 +107,10 @@ def main(argv: Sequence[str]):
     from experiments.benchmarks import meshes
 
     meshes.main(FLAGS.cases, FLAGS.rounds)
+  elif FLAGS.suite == 'checkpoints':
+    from experiments.benchmarks import checkpoints
+
+    checkpoints.main(FLAGS.rounds)
   elif FLAGS.suite == 'compile':
     from experiments.benchmarks import compile as compile_suite
 

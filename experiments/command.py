@@ -64,6 +64,16 @@ def quiet():
   from absl import logging as absl_logging
 
   absl_logging.set_verbosity(absl_logging.ERROR)
+  # Orbax's are tracebacks of errors that we have a line for.
+  absl_logging.get_absl_handler().addFilter(
+    lambda record: 'orbax' not in pathlib.Path(record.pathname).parts
+  )
+
+  def unraisable(raised):  # Of a save that failed, after that was said.
+    if str(raised.exc_value) != 'Event loop is closed':
+      sys.__unraisablehook__(raised)
+
+  sys.unraisablehook = unraisable
   logging.getLogger('jax').setLevel(logging.ERROR)
 
 

@@ -58,9 +58,8 @@ def restore(workdir: pathlib.Path, program: program_lib.Program, word: str):
   with checkpoint.Checkpoints(
     workdir, program.config, scores, say=say, read_only=True
   ) as checkpoints:
+    signals.check('stopped; no result was written')
     try:
-      step = checkpoints.find(word)
+      return checkpoints.restore_named(program, word)
     except config_lib.UserError as error:
       raise config_lib.UserError(f'--step is {word}: {error}') from None
-    signals.check('stopped; no result was written')
-    return checkpoints.restore(program, step), step

@@ -82,6 +82,9 @@ class Config:
   eval_every: int | str = '1e'
   checkpoint_every: int | str = '5e'
   keep_best: int = 1  # How many of the best checkpoints stay, with the newest.
+  # A checkpoint that cannot be saved: 'continue', and the run ends with exit
+  # code 74 when it is done; or 'stop', with that code, at the next step.
+  on_save_error: str = 'continue'
   best_metric: str | None = None  # As 'eval/accuracy'; None: the task's own.
   task: str = 'classification'
   loss: str | None = None  # None: the task's own.
@@ -150,6 +153,7 @@ KERNELS = (
 )
 NORMALIZE = ('mean_std', 'unit', 'symmetric')
 DTYPES = ('float32', 'bfloat16', 'float64')
+ON_SAVE_ERROR = ('continue', 'stop')
 PARTITIONS = ('jit', 'shard_map')
 # Of jax.checkpoint_policies: the results of products and convolutions, all or
 # those without batch dimensions (so not attention's).

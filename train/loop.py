@@ -137,6 +137,7 @@ def fit(
       state, metrics = program.train_step(state, next(batches))
       step += 1
       writer.stepped(step, metrics)
+      checkpoints.poll()  # A save that failed is heard of now.
       if is_due(config.log_every):
         state_lib.check_finite(state, config)
         writer.train(step, metrics)

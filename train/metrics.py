@@ -7,6 +7,7 @@ Shapes: B batch, K classes, T positions of a sequence.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,6 +148,17 @@ def best(
 def higher_is_better(metric: str) -> bool:
   """True of accuracies; losses and errors are better low."""
   return metric.endswith('accuracy')
+
+
+def best_first(
+  metric: str, scores: Mapping[int, float], steps: Iterable[int]
+) -> list[int]:
+  """Those of `steps` that are scored: the best first, the earlier of equals."""
+  sign = -1 if higher_is_better(metric) else 1
+  return sorted(
+    (step for step in steps if step in scores),
+    key=lambda step: (sign * scores[step], step),
+  )
 
 
 def summarize(

@@ -34,7 +34,7 @@ class _Source:
   Attributes:
     workdir: of the other run.
     config: its own.
-    step: of the checkpoint.
+    word: which of its checkpoints: 'best', 'latest' or a number.
     params: path -> shape of each parameter that is taken.
     batch_stats: path -> shape of each running statistic that is taken.
     new: the paths of the parameters that are not.
@@ -42,7 +42,7 @@ class _Source:
 
   workdir: pathlib.Path
   config: config_lib.Config
-  step: int
+  word: str
   params: dict[paths.Path, jax.ShapeDtypeStruct]
   batch_stats: dict[paths.Path, jax.ShapeDtypeStruct]
   new: list[paths.Path]
@@ -80,11 +80,14 @@ def initial_state(
     'batch_stats': paths.unflatten(source.batch_stats),
   }
   with _open(source.workdir, source.config, say) as checkpoints:
-    restored = checkpoints.restore_part(source.step, wanted)
+    try:
+      restored, step = checkpoints.restore_part(source.word, wanted)
+    except config_lib.UserError as error:
+      raise config_lib.UserError(f'{_field(program.config)}: {error}') from None
   new = ', '.join(map(paths.spelled, source.new)) or 'none'
   say(
     f'init_from: {len(source.params)} parameters of {source.workdir}, step '
-    f'{source.step}; new: {new}'
+    f'{step}; new: {new}'
   )
   return program.init(restored[_name(source.config)], restored['batch_stats'])
 
@@ -120,7 +123,7 @@ def _find(program: program_lib.Program) -> _Source:
     )
   with _open(workdir, source, lambda line: None) as checkpoints:
     try:
-      step = checkpoints.find(word)
+      checkpoints.find(word)
     except config_lib.UserError as error:
       raise config_lib.UserError(f'{field}: {error}') from None
   try:
@@ -148,7 +151,7 @@ def _find(program: program_lib.Program) -> _Source:
       for path, s in leaves.items()
     }
 
-  return _Source(workdir, source, step, placed(taken), placed(stats), new)
+  return _Source(workdir, source, word, placed(taken), placed(stats), new)
 
 
 def _is_file(init_from: str) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import contextlib
 import os
 import pathlib
+import shutil
 import time
 
 import filelock
@@ -24,6 +25,7 @@ _SHARED_SECONDS = 60
 # What resuming may change without becoming another experiment.
 _MAY_DIFFER = (
   'log_every', 'eval_every', 'checkpoint_every', 'keep_best', 'tensorboard',
+  'on_save_error',
   'data.num_workers', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'partition',
 )  # fmt: skip
 
@@ -112,6 +114,24 @@ def _claim(path: pathlib.Path, config: config_lib.Config, say):
   partial = path / f'{CONFIG}.partial'
   partial.write_text(config_lib.to_json(config))
   os.replace(partial, file)
+
+
+def remove(folder: pathlib.Path, pattern: str, seconds: float = 0):
+  """Removes what in `folder` has such a name; follows no link.
+
+  And again for so long: after a failure a library may still be writing there.
+  """
+  end = time.monotonic() + seconds
+  while True:
+    for path in folder.glob(pattern):
+      with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+          shutil.rmtree(path)
+        else:
+          path.unlink()
+    if time.monotonic() > end:
+      return
+    time.sleep(0.05)
 
 
 def is_begun(workdir: str | os.PathLike) -> bool:

@@ -207,6 +207,7 @@ FIELDS = [
   *field('eval_every', 'x', '0', '1e5', 'nane', 'true'),
   *field('checkpoint_every', 'x', '0', 'inf', '(1, 2)'),
   *field('keep_best', '-1', 'x', '1.5', 'none'),
+  *field('on_save_error', 'x', '3', 'none', ''),
   *field('best_metric', 'eval/weird', 'accuracy', 'test/accuracy', '3'),
   *field('best_metric', 'eval/accuracy', config=LINE),
   # Data.

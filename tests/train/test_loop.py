@@ -337,7 +337,7 @@ def test_a_run_stops_so_many_evaluations_after_its_best(tmp_path, patience):
   with checkpoint.Checkpoints(
     tmp_path, program.config, scores, say=print, read_only=True
   ) as checkpoints:
-    assert checkpoints.find('best') == best
+    assert checkpoints.find('best')[0] == best
     of_step = {step: checkpoints.restore(program, step) for step in saved}
   results = {
     step: evaluate.scalars(evaluate.evaluate(program, state, 'test'), 'test')
