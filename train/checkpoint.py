@@ -354,7 +354,7 @@ class Checkpoints:
       return
     name = ''
     if processes.is_main():
-      name = manifest.set_aside(self._folder / str(step))
+      name = workdir_lib.set_aside(self._folder / str(step))
     self._say(f'{error}; set aside as {name}')
 
   def _restore(self, step: int, shapes, args, *, whole: bool) -> Any:

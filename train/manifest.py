@@ -59,9 +59,18 @@ def arrays(tree) -> dict[str, Any]:
   """Path -> leaf, as 'params/blocks/0/kernel', of a state or a part of it."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    jax.tree_util.keystr(path, simple=True, separator='/'): _plain(leaf)
     for path, leaf in leaves
   }
+
+
+def _plain(leaf):
+  """A random key as its numbers, which some optimizers have in their state."""
+  if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return leaf
+  if isinstance(leaf, jax.Array):
+    return jax.random.key_data(leaf)
+  return jax.eval_shape(jax.random.key_data, leaf)
 
 
 def _spelled(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
@@ -310,7 +319,7 @@ def _file_digest(path: pathlib.Path) -> str:
 
 
 def _open(path: pathlib.Path):
-  """A file to read; a link is an error, and a pipe keeps nobody waiting."""
+  # A link is an error, and a pipe keeps nobody waiting.
   flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
   return open(os.open(path, flags), 'rb')
 
@@ -380,20 +389,3 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
         f'{name} has SHA-256 {digest[:8]} and not {expected["sha256"][:8]}'
       )
   return record | {'others': sorted({*odd, *files} - record['files'].keys())}
-
-
-def set_aside(folder: pathlib.Path) -> str:
-  """Renames a checkpoint so that it is none; returns the new name.
-
-  Raises:
-    UserError: that is not allowed.
-  """
-  names = (f'{folder.name}.damaged{end}' for end in ('', *range(2, 10**6)))
-  name = next(n for n in names if not os.path.lexists(folder.with_name(n)))
-  try:
-    os.rename(folder, folder.with_name(name))
-  except OSError as error:
-    raise config_lib.UserError(
-      f'{folder} is damaged and cannot be renamed: {error.strerror}'
-    ) from None
-  return name

@@ -134,6 +134,23 @@ def remove(folder: pathlib.Path, pattern: str, seconds: float = 0):
     time.sleep(0.05)
 
 
+def set_aside(folder: pathlib.Path) -> str:
+  """Renames a checkpoint so that it is none; returns the new name.
+
+  Raises:
+    UserError: that is not allowed.
+  """
+  names = (f'{folder.name}.damaged{end}' for end in ('', *range(2, 10**6)))
+  name = next(n for n in names if not os.path.lexists(folder.with_name(n)))
+  try:
+    os.rename(folder, folder.with_name(name))
+  except OSError as error:
+    raise config_lib.UserError(
+      f'{folder} is damaged and cannot be renamed: {error.strerror}'
+    ) from None
+  return name
+
+
 def is_begun(workdir: str | os.PathLike) -> bool:
   """Whether there is an experiment in `workdir`."""
   return os.path.exists(os.path.join(workdir, CONFIG))  # No name is an error.

@@ -197,6 +197,15 @@ def test_an_optimizers_scalar_may_be_infinite(program, tmp_path):
     checkpoints.require(2)
 
 
+def test_a_random_key_in_an_optimizers_state_comes_back(tmp_path):
+  program = program_lib.create(runs.config(optimizer={'name': 'noisy_sgd'}))
+  with opened(program, tmp_path) as checkpoints:
+    checkpoints.save(program.init(), 1)
+    checkpoints.require(1)
+    state, _ = checkpoints.restore_newest(program)
+  assert 'opt_state/0/0/rng_key' in manifest.arrays(state)
+
+
 # ------------------------------------------------------------------- damage
 
 
