@@ -71,10 +71,12 @@ def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
   For what is made anew, as a recurrence's first state: nothing else tells the
   compiler how to divide it, and a loop that begins with all rows on every
   device goes on so. And for what a layer adds to, which the compiler would
-  divide as that layer's width is.
+  divide as that layer's width is. On one device it is x itself: with a
+  constraint that says nothing, two runs in five of an encoder and decoder never
+  ended their first step on a CPU of two cores.
   """
   axes = _automatic()
-  if not axes:
+  if row_devices() == 1:
     return x
   spec = PartitionSpec(*[None] * axis, axes)
   return jax.lax.with_sharding_constraint(x, spec)
