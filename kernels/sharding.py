@@ -65,21 +65,21 @@ def over_rows(
   )(*rows, *whole)
 
 
-def by_rows(x: jax.Array, axis: int = 0) -> jax.Array:
+def by_rows(x: jax.Array) -> jax.Array:
   """x, divided over the ambient mesh, where there is one, by rows alone.
 
-  For what is made anew, as a recurrence's first state: nothing else tells the
-  compiler how to divide it, and a loop that begins with all rows on every
-  device goes on so. And for what a layer adds to, which the compiler would
-  divide as that layer's width is. On one device it is x itself: with a
-  constraint that says nothing, two runs in five of an encoder and decoder never
-  ended their first step on a CPU of two cores.
+  Rows are dimension 0. For what is made anew, as a recurrence's first state:
+  nothing else tells the compiler how to divide it, and a loop that begins with
+  all rows on every device goes on so. And for what a layer adds to, which the
+  compiler would divide as that layer's width is. On one device it is x itself:
+  with a constraint that says nothing, two runs in five of an encoder and
+  decoder never ended their first step on a CPU of two cores.
   """
-  axes = _automatic()
-  if row_devices() == 1:
+  mesh = jax.sharding.get_abstract_mesh()
+  compilers = (a for a, t in _types().items() if t == AxisType.Auto)
+  if math.prod(mesh.shape[axis] for axis in compilers) == 1:
     return x
-  spec = PartitionSpec(*[None] * axis, axes)
-  return jax.lax.with_sharding_constraint(x, spec)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(_automatic()))
 
 
 def row_devices() -> int:

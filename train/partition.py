@@ -84,8 +84,8 @@ def make_gather(shardings: Mapping) -> Callable:
   """gather(params) -> the same, whole along `fsdp`, to be computed with.
 
   Said and not left to the compiler, which might rather move activations, and
-  which on jax 0.10 to 0.12 computes wrong gradients of a convolution whose
-  kernel is divided along `fsdp` and `tensor` while its images are along `data`.
+  which on jax 0.10.2 computes wrong gradients of a convolution whose kernel is
+  divided along `fsdp` and `tensor` while its images are along `data`.
   Gradients come back divided as the parameters are.
 
   Args:
@@ -96,9 +96,12 @@ def make_gather(shardings: Mapping) -> Callable:
 
   def gather(params):
     flat = paths.flatten(params)
-    for path in flat.keys() & divided.keys():
-      flat[path] = _gathered(divided[path], flat[path])
-    return paths.unflatten(flat)
+    return paths.unflatten(
+      {
+        path: _gathered(divided[path], param) if path in divided else param
+        for path, param in flat.items()  # In order: the same program each time.
+      }
+    )
 
   return gather if divided else lambda params: params
 

@@ -340,7 +340,7 @@ def test_a_signal_at_any_moment_ends_in_order(unbroken, tmp_path):
     assert 'Traceback' not in process.errors, (moment, process.errors)
     if codes[-1] == 0:
       break
-  assert set(codes) & set(CODES.values())
+  assert set(CODES.values()) <= set(codes)  # Both came while it ran.
   finish(MLP, workdir)
   check_equal(workdir, unbroken)
 

@@ -160,11 +160,21 @@ def kernel_grad(
 
 def _products(image, grad, size, strides, padding):
   """[I, J, C, F] of [B, H, W, C] and of the output's [B, H', W', F]."""
-  batch, height, width, features = grad.shape
-  # So that each device of a mesh adds up its own images.
+  image = jnp.pad(image, ((0, 0), *padding, (0, 0)))
+  sum_products = functools.partial(_sum_products, size=size, strides=strides)
   devices = sharding.row_devices()
-  devices = devices if batch % devices == 0 else 1
-  batch //= devices
+  if devices == 1 or image.shape[0] % devices:
+    total = sum_products(image, grad)
+  else:  # Each device of a mesh adds up its own images.
+    image, grad = (x.reshape(devices, -1, *x.shape[1:]) for x in (image, grad))
+    total = jax.vmap(sum_products)(image, grad).sum(0)
+  features = grad.shape[-1]
+  return total.reshape(features, *size, -1).transpose(1, 2, 3, 0)
+
+
+def _sum_products(image, grad, size, strides):
+  """[F, I J C] of images with their borders and of the outputs' gradient."""
+  batch, height, width, features = grad.shape
   # The largest number of images that divides the batch and fits.
   fits = max(1, PIXELS // (height * width))
   group = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= fits)
@@ -174,28 +184,22 @@ def _products(image, grad, size, strides, padding):
     seen = [
       image[
         :,
-        :,
         i : i + (height - 1) * strides[0] + 1 : strides[0],
         j : j + (width - 1) * strides[1] + 1 : strides[1],
       ]
       for i in range(size[0])
       for j in range(size[1])
     ]
-    seen = jnp.concatenate(seen, axis=-1).reshape(devices, -1, total.shape[2])
-    grad = grad.reshape(devices, -1, features)
+    seen = jnp.concatenate(seen, axis=-1).reshape(-1, total.shape[1])
+    grad = grad.reshape(-1, features)
     # This way round, as the left side is the narrower: twice as fast.
-    return total + jnp.einsum(
-      'dpf,dpc->dfc', grad, seen, preferred_element_type=total.dtype
+    return total + jnp.dot(
+      grad.T, seen, preferred_element_type=total.dtype
     ), None
 
-  image = jnp.pad(image, ((0, 0), *padding, (0, 0)))
   total = jnp.zeros(
-    (devices, features, size[0] * size[1] * image.shape[-1]),
+    (features, size[0] * size[1] * image.shape[-1]),
     jnp.promote_types(grad.dtype, jnp.float32),
   )
-  image, grad = (
-    x.reshape(devices, -1, group, *x.shape[1:]).swapaxes(0, 1)
-    for x in (image, grad)
-  )
-  total, _ = jax.lax.scan(add, total, (image, grad))
-  return total.sum(0).reshape(features, *size, -1).transpose(1, 2, 3, 0)
+  image, grad = (x.reshape(-1, group, *x.shape[1:]) for x in (image, grad))
+  return jax.lax.scan(add, total, (image, grad))[0]
