@@ -15,8 +15,8 @@ every machine, started by Slurm, Kubernetes, a TPU pod or Open MPI, or by hand;
   python -m experiments.launch --config=digits_cnn --processes=2
 
 Exit codes: 0 finished, 2 your input is wrong, 75 stopped by SIGTERM and 130 by
-Ctrl-C, both after saving, 74 finished but a save failed, 1 anything else, as a
-process of several that has gone.
+Ctrl-C, both after saving or --stop_seconds, 74 finished but a save failed, 1
+anything else, as a process of several that has gone.
 """
 
 from collections.abc import Sequence
@@ -50,6 +50,15 @@ flags.DEFINE_bool(
   'summary',
   False,
   "show the model's layers, output shapes, parameters and FLOPs, and end",
+  flag_values=FLAGS,
+)
+flags.DEFINE_float(
+  'stop_seconds',
+  None,
+  'ends so long after SIGTERM or Ctrl-C even where that is within a step, or '
+  'saving: a little less than what kills the process allows; without it, when '
+  'it has saved',
+  lower_bound=0.1,
   flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -101,6 +110,7 @@ def main(argv: Sequence[str]):
   if FLAGS.workdir == '':
     raise config_lib.UserError('--workdir is empty; it takes a folder')
   _check_processes()
+  signals.end_within(FLAGS.stop_seconds)
   config, name, notes = command.load_config(FLAGS.config, overrides)
   if (FLAGS.processes or 1) > 1:
     from experiments import local

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import contextlib
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -15,6 +14,7 @@ from train import partition
 from train import processes
 from train import program as program_lib
 from train import state as state_lib
+from train import workdir as workdir_lib
 from train.data import pipeline
 
 
@@ -90,7 +90,5 @@ def write(
   if not processes.is_main():
     return path
   path.parent.mkdir(exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_text(to_json(split, step, results))
-  os.replace(partial, path)
+  workdir_lib.replace(path, to_json(split, step, results))
   return path

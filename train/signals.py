@@ -1,13 +1,15 @@
 """Ctrl-C and SIGTERM as a flag that long work looks at between its parts.
 
 The first signal asks for a checkpoint and a clean end; a second one stops at
-once, as if nobody had listened.
+once, as if nobody had listened. A thread of its own hears them: Python's
+handlers run in the main thread alone, and not while that is in the compiler.
 """
 
 import atexit
 from collections.abc import Iterator
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -18,6 +20,8 @@ _EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 _received: int | None = None
 _listening = False
 _speaks = True
+_most_seconds: float | None = None
+_lock = threading.RLock()
 
 
 class Stopped(Exception):  # noqa: N818 - what happened, not an error
@@ -51,32 +55,69 @@ def listen(*, until_exit: bool = False) -> Iterator[None]:
     yield
     return
   before = {s: signal.getsignal(s) for s in _EXIT_CODES}
-
-  def receive(signum, frame):
-    del frame
-    global _received
-    # os.write: print is not safe inside a signal handler.
-    if _received is not None:
-      if sys.stdout.isatty():  # The cursor, which a progress bar hides.
-        os.write(sys.stdout.fileno(), b'\x1b[?25h')
-      os.write(2, b'stopped at once\n')
-      os._exit(_EXIT_CODES[signum])
-    _received = signum
-    if _speaks:
-      os.write(2, b'stopping after saving; once more stops at once\n')
-
+  heard, told = os.pipe()
+  os.set_blocking(told, False)
   _listening, _received = True, None
   if until_exit:
     atexit.register(_ignore)  # Before any library's, so it is called last.
+  threading.Thread(target=_hear, args=(heard,), daemon=True).start()
+  told_before = signal.set_wakeup_fd(told)
   try:
     for signum in _EXIT_CODES:
-      signal.signal(signum, receive)
+      signal.signal(signum, lambda signum, frame: _receive(signum))
     yield
   finally:
     if not until_exit:
-      _listening, _received = False, None
       for signum, handler in before.items():
         signal.signal(signum, handler)
+      signal.set_wakeup_fd(told_before)
+      os.close(told)  # Which ends the thread.
+      _listening, _received = False, None
+
+
+def _receive(signum: int):
+  """Keeps the first signal; says so, in whichever thread hears it first."""
+  global _received
+  with _lock:
+    if _received is None:
+      _received = signum
+      if _speaks:
+        os.write(2, b'stopping after saving; once more stops at once\n')
+
+
+def _hear(pipe: int):
+  """Reads the numbers of all signals as they come."""
+  first = left = None
+  while select.select([pipe], [], [], left)[0]:
+    number = os.read(pipe, 1)
+    if not number:  # Nobody listens any more.
+      os.close(pipe)
+      return
+    signum = number[0]
+    if signum not in _EXIT_CODES:
+      continue
+    if first is not None:
+      _stop_at_once('stopped at once', signum)
+    _receive(signum)
+    first, left = signum, _most_seconds
+  _stop_at_once(
+    f'stopped at once: not at an end {left:g} s after the signal; what was '
+    'saved before stands',
+    first,
+  )
+
+
+def _stop_at_once(message: str, signum: int):
+  if sys.stdout.isatty():  # The cursor, which a progress bar hides.
+    os.write(sys.stdout.fileno(), b'\x1b[?25h')
+  os.write(2, f'{message}\n'.encode())
+  os._exit(_EXIT_CODES[signum])
+
+
+def end_within(seconds: float | None):
+  """The process ends so long after the first signal, whatever it is doing."""
+  global _most_seconds
+  _most_seconds = seconds
 
 
 def silence():

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import datetime
+import json
 import os
 import pathlib
 import shutil
+import socket
 import time
 
 import filelock
@@ -18,6 +21,11 @@ CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
 TIMING = 'timing.jsonl'
 CHECKPOINTS = 'checkpoints'
+RUNNING = 'running.json'  # Who holds the lock; there only while a run lives.
+
+_UNREADABLE = (
+  OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+)  # fmt: skip
 
 # A network's file systems show a new file to other machines after a while.
 _SHARED_SECONDS = 60
@@ -60,6 +68,9 @@ def claimed(
     processes.agree('config.json', lambda: _await(path, config))
     yield path
   finally:
+    if lock.is_locked:
+      with contextlib.suppress(OSError):
+        (path / RUNNING).unlink()
     lock.release()
 
 
@@ -69,10 +80,11 @@ def _acquire(path: pathlib.Path, lock: filelock.FileLock, config, say):
     path.mkdir(parents=True, exist_ok=True)
     lock.acquire(timeout=0)
     _claim(path, config, say)
+    _take_over(path, say)
   except filelock.Timeout:
     raise config_lib.UserError(
-      f'workdir {path} is in use by another run; wait for it, or give another '
-      'workdir'
+      f'workdir {path} is in use by {_holder(path) or "another run"}; wait for '
+      'it, or give another workdir'
     ) from None
   except UnicodeEncodeError:
     shown = os.fspath(path).encode('utf-8', 'replace').decode()
@@ -85,6 +97,41 @@ def _acquire(path: pathlib.Path, lock: filelock.FileLock, config, say):
       f'workdir {path} cannot be used as a folder to write in: '
       f'{error.strerror or error}'
     ) from None
+
+
+def _take_over(path: pathlib.Path, say):
+  """Writes down who holds the lock, and says who did not give it back."""
+  before = _holder(path)
+  if before:
+    say(f'taking {path} over from {before}, which has gone')
+  now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+  holder = {'host': socket.gethostname(), 'process': os.getpid(), 'since': now}
+  replace(path / RUNNING, json.dumps(holder) + '\n')
+
+
+def _holder(path: pathlib.Path) -> str | None:
+  """Who wrote RUNNING last; None where nobody did, or somebody else did."""
+  try:
+    found = json.loads((path / RUNNING).read_text('utf-8'))
+    host, process, since = found['host'], found['process'], found['since']
+    datetime.datetime.fromisoformat(since)
+    if not host.isprintable():
+      return None
+    return f'process {int(process)} on {host:.100}, since {since}'
+  except _UNREADABLE:
+    return None
+
+
+def replace(file: pathlib.Path, text: str):
+  """All of the text, or what was there before, whenever this is killed.
+
+  A link in its place is replaced, and none is followed.
+  """
+  partial = file.with_name(f'{file.name}.partial')
+  partial.unlink(missing_ok=True)
+  with partial.open('x', encoding='utf-8') as out:
+    out.write(text)
+  os.replace(partial, file)
 
 
 def _await(path: pathlib.Path, config: config_lib.Config):
@@ -111,9 +158,7 @@ def _claim(path: pathlib.Path, config: config_lib.Config, say):
     raise config_lib.UserError(
       f'workdir {path} has results but no {CONFIG}; give another workdir'
     )
-  partial = path / f'{CONFIG}.partial'
-  partial.write_text(config_lib.to_json(config))
-  os.replace(partial, file)
+  replace(file, config_lib.to_json(config))
 
 
 def remove(folder: pathlib.Path, pattern: str, seconds: float = 0):

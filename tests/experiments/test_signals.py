@@ -289,6 +289,47 @@ def test_a_second_signal_stops_at_once(tmp_path, first, second):
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_second_signal_is_heard_within_a_library_too():
+  # As a compiler, this holds the main thread and lets no handler of Python run.
+  script = """
+import hashlib
+from experiments import command
+
+def main(argv):
+  print('begun', flush=True)
+  hashlib.pbkdf2_hmac('sha512', b'', b'', 500_000_000)
+
+command.start('launch', main)
+"""
+  with subprocess.Popen(
+    [sys.executable, '-c', script], stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, cwd=REPOSITORY,
+  ) as process:  # fmt: skip
+    assert process.stdout.readline() == b'begun\n'
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr.readline() == ASKED.encode()
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert time.monotonic() - start < 0.5
+    assert process.stderr.read() == b'stopped at once\n'
+
+
+def test_after_the_deadline_a_run_ends_wherever_it_is(tmp_path):
+  words = [*MLP, f'--workdir={tmp_path / "run"}', '--stop_seconds=0.3']
+  with Process('launch', *words) as process:
+    process.wait_for('^config.schedule: .* drops ')  # Imports take a second.
+    process.send(signal.SIGTERM)
+    start = time.monotonic()
+    assert process.end() == 75
+    assert 0.2 < time.monotonic() - start < 1
+  assert process.errors == (
+    f'{ASKED}stopped at once: not at an end 0.3 s after the signal; what was '
+    'saved before stands\n'
+  )
+
+
 @pytest.mark.parametrize('signum', list(CODES), ids=lambda s: s.name)
 def test_a_signal_while_python_ends_does_not_change_the_exit_code(signum):
   # Objects that outlive the command are deleted after Python has given the

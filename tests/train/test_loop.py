@@ -1,12 +1,14 @@
 """The promises of the loop, on a real config that is shrunk."""
 
 import dataclasses
+import datetime
 import errno
 import json
 import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -266,14 +268,75 @@ def test_a_run_that_is_stopped_and_cannot_save_says_so(
 
 def test_a_workdir_in_use_refuses_a_second_run(tmp_path):
   config = program_lib.create(runs.config()).config
-  with (
-    workdir_lib.claimed(tmp_path, config, print),
-    pytest.raises(config_lib.UserError, match='in use by another run'),
-    workdir_lib.claimed(tmp_path, config, print),
-  ):
-    pytest.fail('two runs hold one workdir')
-  with workdir_lib.claimed(tmp_path, config, print) as path:
+  start = datetime.datetime.now().astimezone() - datetime.timedelta(seconds=1)
+  with workdir_lib.claimed(tmp_path, config, print):
+    with (
+      pytest.raises(config_lib.UserError) as refused,
+      workdir_lib.claimed(tmp_path, config, print),
+    ):
+      pytest.fail('two runs hold one workdir')
+    # The one that was refused takes nothing away from the other.
+    assert (tmp_path / 'running.json').exists()
+  found = re.fullmatch(
+    rf'workdir {tmp_path} is in use by process {os.getpid()} on (\S+), since '
+    r'(\S+); wait for it, or give another workdir',
+    str(refused.value),
+  )
+  assert found, refused.value
+  assert found[1] == socket.gethostname()
+  since = datetime.datetime.fromisoformat(found[2])
+  assert start <= since <= datetime.datetime.now().astimezone()
+  said = []
+  with workdir_lib.claimed(tmp_path, config, said.append) as path:
     assert path == tmp_path
+  assert said == []
+  assert not (tmp_path / 'running.json').exists()
+
+
+def test_the_workdir_of_one_that_was_killed_is_taken_over_with_a_line(tmp_path):
+  config = program_lib.create(runs.config()).config
+  with workdir_lib.claimed(tmp_path, config, print):
+    left = (tmp_path / 'running.json').read_text()
+  (tmp_path / 'running.json').write_text(left)  # As a kill leaves it.
+  said = []
+  with workdir_lib.claimed(tmp_path, config, said.append):
+    pass
+  assert len(said) == 1
+  assert re.fullmatch(
+    rf'taking {tmp_path} over from process {os.getpid()} on \S+, since \S+, '
+    'which has gone',
+    said[0],
+  )
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '', '{', '[]', '{"host": 3, "process": 4, "since": "2026-01-01"}',
+    '{"host": "a\\u001b[2J", "process": 4, "since": "2026-01-01T00:00:00"}',
+    '{"host": "a", "process": "x", "since": "2026-01-01T00:00:00"}',
+    '{"host": "a", "process": 4, "since": "yesterday"}', '[' * 100_000,
+    '\udcff',
+  ],
+)  # fmt: skip
+def test_who_held_a_workdir_is_not_told_from_what_nobody_wrote(tmp_path, text):
+  config = program_lib.create(runs.config()).config
+  file = tmp_path / 'running.json'
+  file.write_bytes(text.encode('utf-8', 'surrogateescape'))
+  with workdir_lib.claimed(tmp_path, config, pytest.fail):
+    assert json.loads(file.read_text())['process'] == os.getpid()
+
+
+def test_a_link_where_a_file_is_written_is_not_followed(tmp_path):
+  config = program_lib.create(runs.config()).config
+  precious = tmp_path / 'precious'
+  precious.write_text('mine')
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  for name in ('running.json', 'running.json.partial', 'config.json.partial'):
+    (workdir / name).symlink_to(precious)
+  with workdir_lib.claimed(workdir, config, print):
+    assert precious.read_text() == 'mine'
 
 
 def test_results_of_an_unknown_config_are_left_alone(tmp_path):
