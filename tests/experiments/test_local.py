@@ -14,6 +14,7 @@ import pytest
 
 from experiments import local
 from tests import conftest
+from tests import process as process_lib
 from tests.experiments import test_signals
 from train import config as config_lib
 
@@ -59,7 +60,7 @@ def finish(workdir, *words):
 
 def children(process):
   """Process ids of a parent's children, in the order of processes."""
-  pid = process._process.pid
+  pid = process.pid
   found = {}
   for child in pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text(
   ).split():  # fmt: skip
@@ -120,7 +121,7 @@ def test_where_one_is_killed_the_other_says_so_and_all_resume(
 ):
   workdir = tmp_path / 'run'
   words = (*MLP, '--processes=2', f'--workdir={workdir}')
-  with test_signals.Process('launch', *words) as process:
+  with process_lib.Process('launch', *words) as process:
     process.wait_for(r'^step +120/300 ')
     pids = children(process)
     os.kill(pids[victim], signal.SIGKILL)
@@ -154,7 +155,7 @@ def test_where_one_is_killed_the_other_says_so_and_all_resume(
 def test_a_signal_to_any_stops_all_at_the_same_step_saved(tmp_path, signum, to):
   workdir = tmp_path / 'run'
   words = (*MLP, '--processes=2', f'--workdir={workdir}')
-  with test_signals.Process('launch', *words) as process:
+  with process_lib.Process('launch', *words) as process:
     process.wait_for(r'^step +60/300 ')
     pids = children(process)
     if to == 'parent':
@@ -174,7 +175,7 @@ def test_a_signal_to_any_stops_all_at_the_same_step_saved(tmp_path, signum, to):
 @pytest.mark.slow
 def test_a_second_signal_to_the_parent_stops_all_at_once(tmp_path):
   words = (*MLP, '--processes=2', f'--workdir={tmp_path / "run"}')
-  with test_signals.Process('launch', *words) as process:
+  with process_lib.Process('launch', *words) as process:
     process.wait_for('^workdir: ')  # It compiles from here.
     pids = children(process)
     process.send(signal.SIGINT)
@@ -232,7 +233,7 @@ def test_a_checkpoint_that_cannot_be_saved_ends_all_processes(tmp_path):
 @pytest.mark.slow
 def test_no_process_outlives_a_parent_that_is_killed(tmp_path):
   words = (*MLP, '--processes=2', f'--workdir={tmp_path / "run"}')
-  with test_signals.Process('launch', *words) as process:
+  with process_lib.Process('launch', *words) as process:
     end = time.monotonic() + 60
     while len(pids := children(process)) < 2:
       assert time.monotonic() < end

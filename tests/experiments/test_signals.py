@@ -1,11 +1,9 @@
 """Stopped by a signal, killed, or diverged: what is left is right to go on."""
 
 import json
-import os
 import pathlib
 import random
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import pytest
 from experiments import command
 from experiments import figures
 from experiments import launch
+from tests import process as process_lib
 from tests import runs
 from train import checkpoint
 from train import program as program_lib
@@ -41,79 +40,6 @@ EVALUATING = (
   '--config.data.batch_size=1', '--config.data.validation_fraction=0.3',
   '--config.keep_best=0',
 )  # fmt: skip
-
-
-class Process:
-  """A command in a process of its own, whose words are read as they come."""
-
-  def __init__(self, name, *words):
-    self._process = subprocess.Popen(
-      [sys.executable, '-m', f'experiments.{name}', *words],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      cwd=REPOSITORY,
-      env=os.environ | {'PYTHONPATH': str(REPOSITORY)},
-    )
-    self.out, self.errors = '', ''
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *exception):
-    self._process.kill()
-    self._process.communicate()
-
-  def wait_for(self, pattern, seconds=120):
-    """Reads until standard output or error has the pattern."""
-    end = time.monotonic() + seconds
-    while not re.search(pattern, self.out + self.errors, re.MULTILINE):
-      assert time.monotonic() < end, (pattern, self.out, self.errors)
-      assert self._process.poll() is None or self._readable(0), (
-        pattern,
-        self.out,
-        self.errors,
-      )
-      self._read(1)
-
-  def _readable(self, seconds):
-    pipes = [self._process.stdout, self._process.stderr]
-    return [
-      pipe
-      for pipe in select.select(pipes, [], [], seconds)[0]
-      if pipe.peek(1)  # At its end a pipe is readable and empty.
-    ]
-
-  def _read(self, seconds):
-    for pipe in self._readable(seconds):
-      text = pipe.read1().decode()
-      if pipe is self._process.stdout:
-        self.out += text
-      else:
-        self.errors += text
-
-  def send(self, signum):
-    self._process.send_signal(signum)
-
-  def wait_until_it_listens(self, seconds=60):
-    """Before that a signal is Python's own, which has only begun to start."""
-    status = pathlib.Path(f'/proc/{self._process.pid}/status')
-    if not status.exists():
-      time.sleep(1)
-      return
-    end = time.monotonic() + seconds
-    while True:
-      caught = re.search(r'^SigCgt:\s*(\w+)$', status.read_text(), re.MULTILINE)
-      if int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
-        return
-      assert time.monotonic() < end
-      time.sleep(0.005)
-
-  def end(self, seconds=120):
-    """Reads to the end; returns the exit code."""
-    out, errors = self._process.communicate(timeout=seconds)
-    self.out += out.decode()
-    self.errors += errors.decode()
-    return self._process.returncode
 
 
 def finish(words, workdir):
@@ -179,7 +105,7 @@ def test_a_signal_while_training_saves_that_step_and_loses_nothing(
   unbroken, tmp_path, signum
 ):
   workdir = tmp_path / 'run'
-  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+  with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
     process.wait_for(r'^step +60/300 ')
     process.send(signum)
     assert process.end() == CODES[signum]
@@ -199,7 +125,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_bytes(
   workdir = tmp_path / 'run'
   steps = []
   for until in (20, 160, 280):
-    with Process('launch', *MLP, f'--workdir={workdir}') as process:
+    with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
       process.wait_for(rf'^step +{until}/300 ')
       process.send(signal.SIGTERM)
       assert process.end() == 75
@@ -216,7 +142,7 @@ def test_a_signal_during_the_imports_stops_before_training(
   unbroken, tmp_path, signum
 ):
   workdir = tmp_path / 'run'
-  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+  with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
     process.wait_for('^config.schedule: .* drops ')  # jax comes after it.
     process.send(signum)
     assert process.end() == CODES[signum]
@@ -234,7 +160,7 @@ def test_a_signal_during_the_imports_stops_before_training(
 @both(signal.SIGTERM)
 def test_a_signal_while_compiling_is_heard_after_it(unbroken, tmp_path, signum):
   workdir = tmp_path / 'run'
-  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+  with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
     process.wait_for('^workdir: ')
     end = time.monotonic() + 60
     while not (workdir / 'timing.jsonl').exists():  # Made just before.
@@ -254,7 +180,9 @@ def test_a_signal_while_compiling_is_heard_after_it(unbroken, tmp_path, signum):
 @both(signal.SIGINT)
 def test_a_signal_while_evaluating_saves_and_evaluates_again(tmp_path, signum):
   workdir, unbroken = tmp_path / 'run', tmp_path / 'unbroken'
-  with Process('launch', *EVALUATING, f'--workdir={workdir}') as process:
+  with process_lib.Process(
+    'launch', *EVALUATING, f'--workdir={workdir}'
+  ) as process:
     process.wait_for(r'^step +1/3 .*eval/loss')
     time.sleep(0.05)  # Step 2 is done by now, and its evaluation has begun.
     process.send(signum)
@@ -277,7 +205,9 @@ def test_a_signal_while_evaluating_saves_and_evaluates_again(tmp_path, signum):
   ],
 )
 def test_a_second_signal_stops_at_once(tmp_path, first, second):
-  with Process('launch', *MLP, f'--workdir={tmp_path / "run"}') as process:
+  with process_lib.Process(
+    'launch', *MLP, f'--workdir={tmp_path / "run"}'
+  ) as process:
     process.wait_for('^config.schedule: .* drops ')  # Imports take a second.
     process.send(first)
     process.wait_for('^stopping')
@@ -318,7 +248,7 @@ command.start('launch', main)
 
 def test_after_the_deadline_a_run_ends_wherever_it_is(tmp_path):
   words = [*MLP, f'--workdir={tmp_path / "run"}', '--stop_seconds=0.3']
-  with Process('launch', *words) as process:
+  with process_lib.Process('launch', *words) as process:
     process.wait_for('^config.schedule: .* drops ')  # Imports take a second.
     process.send(signal.SIGTERM)
     start = time.monotonic()
@@ -356,7 +286,9 @@ command.start('launch', lambda argv: None)
 
 def test_evaluate_stops_when_it_is_asked_to(unbroken):
   before = sorted((unbroken / 'evaluations').iterdir())
-  with Process('evaluate', f'--workdir={unbroken}', '--split=train') as process:
+  with process_lib.Process(
+    'evaluate', f'--workdir={unbroken}', '--split=train'
+  ) as process:
     time.sleep(0.5)  # It imports, which takes seconds.
     process.send(signal.SIGINT)
     assert process.end() == 130
@@ -372,7 +304,7 @@ def test_a_signal_at_any_moment_ends_in_order(unbroken, tmp_path):
   codes = []
   for i, signum in enumerate([*CODES, *CODES]):
     moment = 2.4 * i  # Seconds: imports to end.
-    with Process('launch', *MLP, f'--workdir={workdir}') as process:
+    with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
       process.wait_until_it_listens()
       time.sleep(moment)
       process.send(signum)
@@ -391,7 +323,7 @@ def test_a_signal_at_any_moment_ends_in_order(unbroken, tmp_path):
 
 def kill_and_finish(workdir, unbroken, after, seconds):
   """kill -9 some seconds after a line, then the same command again."""
-  with Process('launch', *MLP, f'--workdir={workdir}') as process:
+  with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
     process.wait_for(after)
     time.sleep(seconds)
     process.send(signal.SIGKILL)
@@ -422,7 +354,7 @@ def test_a_run_killed_at_many_moments_goes_on_too(unbroken, tmp_path, repeat):
   chance = random.SystemRandom()
   workdir = tmp_path / 'run'
   for _ in range(2):  # Killed while it resumes, too.
-    with Process('launch', *MLP, f'--workdir={workdir}') as process:
+    with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
       process.wait_for('^workdir: ')
       time.sleep(chance.uniform(0, 4))
       process.send(signal.SIGKILL)
