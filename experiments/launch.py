@@ -175,6 +175,7 @@ def train(config: config_lib.Config, name: str):
   command.quiet()
   # Libraries are imported once the user's words are known to be right.
   import models
+  from train import mesh as mesh_lib
   from train import optim
   from train import program as program_lib
 
@@ -203,6 +204,8 @@ def train(config: config_lib.Config, name: str):
       program.schedule, config.total_steps, config.schedule['name']
     )
   )
+  if config.deterministic:
+    progress.say(mesh_lib.determinism(program.mesh)[1])
   progress.say(f'workdir: {workdir}')
   final = loop.run(program, workdir)
 

@@ -129,6 +129,9 @@ class Config:
   # Of computing; parameters are float32. float64, with JAX_ENABLE_X64=1, is for
   # comparing programs: there parameters have it too.
   dtype: str = 'float32'
+  # The same bytes from the same step each time. CPUs and TPUs give them anyway;
+  # a GPU's compiler is told to, which costs speed.
+  deterministic: bool = False
   # What computes the cross-entropy of classes, and the convolutions of CNN,
   # LeNet and ResNet: a name of KERNELS. 'auto' is XLA but where a kernel was
   # measured to be faster on the chip.

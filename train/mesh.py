@@ -134,6 +134,21 @@ def steps_in_flight(mesh: jax.sharding.Mesh) -> int:
   return 1 if several_cpus else 16
 
 
+def determinism(mesh: jax.sharding.Mesh) -> tuple[dict[str, bool], str]:
+  """What the compiler is told where equal bytes are asked for, in words too."""
+  platform = mesh.devices.flat[0].platform
+  if platform == 'gpu':
+    return {'xla_gpu_deterministic_ops': True}, (
+      'deterministic: XLA adds up in a fixed order and does not try programs '
+      'out for the fastest, so steps take longer; what has no such program on '
+      'a GPU is refused when it is compiled'
+    )
+  return {}, (
+    f'deterministic: on {platform.upper()}s it costs nothing, programs are so '
+    'already; equal bytes take the same devices, versions and threads'
+  )
+
+
 def round_up(batch_size: int, mesh: jax.sharding.Mesh) -> int:
   """The batch size, or the next that the devices can share evenly."""
   devices = math.prod(mesh.shape[axis] for axis in BATCH)

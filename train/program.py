@@ -7,6 +7,7 @@ of them run the same program.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx
@@ -148,6 +149,8 @@ def create(
     return paths.join(optim.eval_params(state.opt_state, trained), frozen)
 
   everywhere = partition.replicated(mesh)
+  options = mesh_lib.determinism(mesh)[0] if config.deterministic else None
+  compiled = functools.partial(jax.jit, compiler_options=options)
   state_shape = jax.eval_shape(init, {}, {})
   partition.check_tensor(config.model['name'], state_shape.params, mesh)
   shardings = partition.state_shardings(mesh, state_shape, state_shape.params)
@@ -223,10 +226,10 @@ def create(
       params, batch_stats
     ),
     state_shape=state_shape,
-    train_step=jax.jit(
+    train_step=compiled(
       train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
     ),
-    eval_step=jax.jit(
+    eval_step=compiled(
       eval_step, donate_argnums=2, out_shardings=totals_sharding
     ),
     zero_totals=jax.jit(

@@ -77,6 +77,7 @@ CHANGES = [
   ('ema_decay', 0.999),
   ('accumulate', 4),
   ('dtype', 'bfloat16'),
+  ('deterministic', True),
   ('partition', 'shard_map'),
   ('sync_batch_norm', False),
   ('mesh.data', 4),

@@ -1,15 +1,19 @@
 """The mesh, and what lies where on it; no devices but their number."""
 
+import contextlib
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import runs
 from train import config as config_lib
 from train import mesh as mesh_lib
 from train import partition
+from train import program as program_lib
 
 F32 = jnp.float32
 
@@ -170,3 +174,31 @@ def test_all_rows_are_this_process_s_where_there_is_one():
   batch = {'x': np.arange(12).reshape(6, 2)}
   put = partition.put_rows(batch, mesh, 6)
   np.testing.assert_array_equal(put['x'], batch['x'])
+
+
+# -------------------------------------------------------------- determinism
+
+
+def test_a_cpu_needs_nothing_for_equal_bytes_and_a_gpu_a_flag():
+  options, words = mesh_lib.determinism(mesh_lib.make_mesh())
+  assert options == {}
+  assert 'on CPUs it costs nothing' in words
+
+  gpu = types.SimpleNamespace(platform='gpu')
+  devices = types.SimpleNamespace(devices=np.array([[[gpu]]]))
+  options, words = mesh_lib.determinism(devices)
+  assert options == {'xla_gpu_deterministic_ops': True}
+  assert 'longer' in words
+
+
+@pytest.mark.parametrize('wanted', [False, True])
+def test_the_compiler_is_told_where_it_is_asked_for(monkeypatch, wanted):
+  def unknown(mesh):
+    return {'xla_no_such_flag': True}, ''
+
+  monkeypatch.setattr(mesh_lib, 'determinism', unknown)
+  program = program_lib.create(runs.config(deterministic=wanted))
+  refused = pytest.raises(Exception, match='xla_no_such_flag')
+  with refused if wanted else contextlib.nullcontext():
+    batch = program_lib._batch_shape(64, program.dataset)
+    program.train_step.lower(program.state_shape, batch).compile()
