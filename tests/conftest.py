@@ -6,9 +6,14 @@ import subprocess
 import sys
 
 import jax
+from jax.experimental.pallas import mosaic_gpu
 import pytest
 
 from experiments import command
+from train import mesh
+
+if hasattr(mosaic_gpu, 'InterpretGPUParams'):
+  mesh.give_threads(mesh.INTERPRETER_THREADS)  # Before jax looks for devices.
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 

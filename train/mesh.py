@@ -19,6 +19,9 @@ from train import config as config_lib
 DATA = 'data'
 AXES = (DATA, 'fsdp', 'tensor')
 BATCH = (DATA, 'fsdp')  # The axes that divide examples.
+# An interpreted GPU kernel has a thread for each warpgroup, which wait for each
+# other: some never ended on a CPU of two cores.
+INTERPRETER_THREADS = 16
 
 
 def make_mesh(
@@ -101,23 +104,27 @@ def _mismatch(wanted: config_lib.Mesh, count: int) -> str:
   )
 
 
-def _give_threads():
-  """So many threads that several CPU devices cannot wait for each other.
+def give_threads(least: int):
+  """At least so many to XLA's CPU programs, unless the user has said how many.
 
-  A device that waits in a collective holds one of XLA's threads, and the one
-  that it waits for needs another: with as many threads as devices, a recurrent
-  network on two of them never ended a step. Read when jax first looks for
-  devices, hence at the import of this module.
+  What waits for another part of a program holds one of XLA's threads, and the
+  part that it waits for needs another: with too few both wait for ever. Read
+  when jax first looks for devices.
   """
+  os.environ.setdefault('PJRT_NPROC', str(max(least, os.cpu_count() or 1)))
+
+
+def _devices_wanted() -> int:
+  """How many CPU devices this process will have."""
   flags = os.environ.get('XLA_FLAGS', '')
   found = re.findall(r'host_platform_device_count=(\d+)', flags)
-  count = max([jax.config.jax_num_cpu_devices, *map(int, found[-1:])])
-  if count > 1:
-    threads = max(2 * count, os.cpu_count() or 1)
-    os.environ.setdefault('PJRT_NPROC', str(threads))
+  return max([jax.config.jax_num_cpu_devices, *map(int, found[-1:])])
 
 
-_give_threads()
+# Several devices wait for each other in collectives: a recurrent network on two
+# of them never ended a step with two threads.
+if _devices_wanted() > 1:
+  give_threads(2 * _devices_wanted())
 
 
 def steps_in_flight(mesh: jax.sharding.Mesh) -> int:

@@ -109,6 +109,8 @@ def create(
   """
   config = check.check(config)
   _check_dtype(config.dtype)
+  if config.kernels == 'pallas_gpu_interpret':
+    mesh_lib.give_threads(mesh_lib.INTERPRETER_THREADS)
   mesh = mesh_lib.make_mesh(config.mesh, devices, strict=training)
   if training:
     mesh_lib.check(config, mesh)
