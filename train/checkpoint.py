@@ -24,12 +24,6 @@ _LEFTOVERS = f'*{ocp.utils.TMP_DIR_SUFFIX}*'  # Half written, or half removed.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, config_lib.UserError)
 
 
-class SaveError(Exception):
-  """A checkpoint could not be saved; what is said before tells why."""
-
-  exit_code = 74
-
-
 def _not_saved(error: Exception) -> str:
   return f'a checkpoint could not be saved: {config_lib.first_line(error)}'
 
@@ -73,6 +67,7 @@ class Checkpoints:
       processes.barrier('checkpoints')
     self._remover: threading.Thread | None = None
     self._manager = self._open()
+    self._disk = None if read_only else self._folder.stat().st_dev
 
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
@@ -84,9 +79,11 @@ class Checkpoints:
         temporary_path_class=manifest.Temporary,
         # What may go is renamed, or a kill would leave a half of it.
         todelete_subdir=f'removed{ocp.utils.TMP_DIR_SUFFIX}',
-        async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet)
-        if processes.count() > 1
-        else None,
+        async_options=ocp.AsyncOptions(
+          barrier_sync_fn=self._meet if processes.count() > 1 else None,
+          # Else threads wait 20 minutes for a folder that cannot be made.
+          create_directories_asynchronously=False,
+        ),
       ),
     )
 
@@ -96,7 +93,7 @@ class Checkpoints:
   def __exit__(self, *exception):
     try:
       self.wait()
-    except (SaveError, manifest.NonFiniteError):
+    except (workdir_lib.SaveError, manifest.NonFiniteError):
       if exception == (None, None, None):
         raise  # Else the block ends with an error already.
     finally:
@@ -115,7 +112,7 @@ class Checkpoints:
     is_saving = threading.current_thread() is not threading.main_thread()
     if is_saving and error is not None:
       self._cannot_meet = True
-      raise SaveError(_not_saved(error)) from None
+      raise workdir_lib.SaveError(_not_saved(error)) from None
     processes.barrier(key, timeout_ms / 1000)
 
   # ------------------------------------------------------------------ which
@@ -180,16 +177,25 @@ class Checkpoints:
     self.wait()  # Or there would be copies of two states.
     self._remove()
     self._is_saving = True
-    self._guarded(
-      lambda: self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
-          **{manifest.ITEM: manifest.digests(state, step, self._config)},
-        ),
-        force=True,  # Whether to save is the loop's decision alone.
-      )
+    self._guarded(lambda: self._start(state, step))
+
+  def _start(self, state: state_lib.TrainState, step: int):
+    if not self._is_mounted():
+      raise OSError(f'{self._folder} is no longer on the disk that it was on')
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        **{manifest.ITEM: manifest.digests(state, step, self._config)},
+      ),
+      force=True,  # Whether to save is the loop's decision alone.
     )
+
+  def _is_mounted(self) -> bool:
+    """What an unmounted disk leaves may be a folder too, on another one."""
+    with contextlib.suppress(OSError):
+      return self._folder.stat().st_dev == self._disk
+    return False
 
   def poll(self):
     """Notices a save that has ended, without waiting; raises as `save`."""
@@ -215,7 +221,7 @@ class Checkpoints:
     self.wait()
     is_saved = (self._folder / str(step)).is_dir()
     if processes.gather('saved', str(is_saved))[0] != str(True):
-      raise SaveError(f'step {step} was trained, but not saved')
+      raise workdir_lib.SaveError(f'step {step} was trained, but not saved')
 
   def _guarded(self, act: Callable):
     try:
@@ -224,10 +230,10 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       self.failed, self._is_saving = error, False
       if processes.count() > 1:  # The others wait for this one, inside Orbax.
-        raise SaveError(_not_saved(error)) from None
+        raise workdir_lib.SaveError(_not_saved(error)) from None
       self._clear()
       if self._config.on_save_error == 'stop':
-        raise SaveError(
+        raise workdir_lib.SaveError(
           f"{_not_saved(error)}; config.on_save_error is 'stop'"
         ) from None
       self._say(_not_saved(error))
@@ -241,6 +247,8 @@ class Checkpoints:
 
     It has forgotten those that it would have removed after this one.
     """
+    if not self._is_mounted():
+      return  # There is nothing to look at, and it would make a folder.
     with contextlib.suppress(OSError, ValueError, RuntimeError):
       self._manager.close()  # Says again what was wrong.
     self._manager = self._open()
@@ -300,9 +308,8 @@ class Checkpoints:
     Raises:
       UserError: it cannot be read, or does not verify.
     """
-    shapes = program.state_shape
-    args = ocp.args.StandardRestore(shapes)
-    return self._restore(step, shapes, args, whole=True)
+    args = ocp.args.StandardRestore(program.state_shape)
+    return self._restore(step, program.state_shape, args, whole=True)
 
   def restore_part(
     self, word: str, shapes: dict[str, Any]
@@ -352,10 +359,9 @@ class Checkpoints:
     if self._read_only:
       self._say(f'{error}; skipped')
       return
-    name = ''
     if processes.is_main():
       name = workdir_lib.set_aside(self._folder / str(step))
-    self._say(f'{error}; set aside as {name}')
+      self._say(f'{error}; set aside as {name}')
 
   def _restore(self, step: int, shapes, args, *, whole: bool) -> Any:
     """Verifies the files, restores by Orbax, and verifies the arrays.

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import contextlib
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -15,6 +14,7 @@ from train import partition
 from train import processes
 from train import program as program_lib
 from train import state as state_lib
+from train import workdir as workdir_lib
 from train.data import pipeline
 
 
@@ -84,13 +84,15 @@ def write(
   """Keeps a result as evaluations/SPLIT-STEP.json, whole or not at all.
 
   That of raw parameters is SPLIT-STEP-raw.json.
+
+  Raises:
+    SaveError: not at all.
   """
   raw = '-raw' if params == 'raw' else ''
   path = workdir / 'evaluations' / f'{split}-{step}{raw}.json'
   if not processes.is_main():
     return path
-  path.parent.mkdir(exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_text(to_json(split, step, results))
-  os.replace(partial, path)
+  with workdir_lib.writing(path):
+    path.parent.mkdir(exist_ok=True)
+  workdir_lib.write(path, to_json(split, step, results))
   return path

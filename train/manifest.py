@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from train import config as config_lib
 from train import processes
@@ -37,6 +38,8 @@ NAME = 'manifest.json'
 ITEM = 'state_digests'  # After 'state', which Orbax so waits for first.
 FORMAT = 1
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+# Orbax asks for these at each save; of 0.1.86 each answer stays in memory.
+tensorstore.experimental_collect_matching_metrics = lambda *_: []
 _CHUNK = 2**18  # Numbers that are hashed and looked at while in the cache.
 
 

@@ -30,6 +30,41 @@ _MAY_DIFFER = (
 )  # fmt: skip
 
 
+class SaveError(Exception):
+  """Something could not be written; it says what, or a line before does."""
+
+  exit_code = 74
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Raises SaveError where `path` cannot be written in the block."""
+  try:
+    yield
+  except OSError as error:
+    raise SaveError(
+      f'{path} could not be written: {error.strerror or error}'
+    ) from None
+
+
+def write(path: pathlib.Path, data: str | bytes):
+  """Writes a file whole or not at all.
+
+  Raises:
+    SaveError: not at all.
+  """
+  data = data.encode() if isinstance(data, str) else data
+  partial = path.with_name(f'{path.name}.partial')
+  with writing(path):
+    try:
+      partial.write_bytes(data)
+      os.replace(partial, path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        partial.unlink()
+      raise
+
+
 @contextlib.contextmanager
 def claimed(
   workdir: str | os.PathLike,
@@ -49,6 +84,7 @@ def claimed(
   Raises:
     UserError: it is no folder, cannot be written, is in use, or holds another
       experiment, or the processes do not share it.
+    SaveError: there is no room for config.json.
   """
   path = pathlib.Path(workdir).absolute()
   lock = filelock.FileLock(path / '.lock')
@@ -111,9 +147,7 @@ def _claim(path: pathlib.Path, config: config_lib.Config, say):
     raise config_lib.UserError(
       f'workdir {path} has results but no {CONFIG}; give another workdir'
     )
-  partial = path / f'{CONFIG}.partial'
-  partial.write_text(config_lib.to_json(config))
-  os.replace(partial, file)
+  write(file, config_lib.to_json(config))
 
 
 def remove(folder: pathlib.Path, pattern: str, seconds: float = 0):
