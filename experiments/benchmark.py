@@ -11,7 +11,7 @@ r"""Measures what the README claims; prints a JSON line a case.
   python -m experiments.benchmark --suite=compile    # about 1 minute
   python -m experiments.benchmark --suite=meshes     # about 20 minutes
   python -m experiments.benchmark --suite=checkpoints   # about 1 minute
-  python -m experiments.benchmark --suite=memory     # about 3 minutes
+  python -m experiments.benchmark --suite=memory     # about 2 minutes
 
 startup: seconds from the command to --help and to the first step.
 results: configs over several seeds, by default all whose data needs no

@@ -77,7 +77,8 @@ def quiet():
       sys.__unraisablehook__(raised)
 
   sys.unraisablehook = unraisable
-  logging.getLogger('jax').setLevel(logging.ERROR)
+  for name in ('jax', 'matplotlib'):  # It warns of a home that is read-only.
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 # -------------------------------------------------------------------- flags

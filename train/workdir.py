@@ -101,7 +101,7 @@ def claimed(
 
 def _acquire(path: pathlib.Path, lock: filelock.FileLock, config, say):
   try:
-    os.fspath(path).encode('utf-8')
+    check_name(path)
     path.mkdir(parents=True, exist_ok=True)
     lock.acquire(timeout=0)
     _claim(path, config, say)
@@ -109,12 +109,6 @@ def _acquire(path: pathlib.Path, lock: filelock.FileLock, config, say):
     raise config_lib.UserError(
       f'workdir {path} is in use by another run; wait for it, or give another '
       'workdir'
-    ) from None
-  except UnicodeEncodeError:
-    shown = os.fspath(path).encode('utf-8', 'replace').decode()
-    raise config_lib.UserError(
-      f'workdir {shown} has a name that is no UTF-8 here; give another '
-      'workdir, or set LC_ALL=C.UTF-8'
     ) from None
   except OSError as error:
     raise config_lib.UserError(
@@ -185,6 +179,20 @@ def set_aside(folder: pathlib.Path) -> str:
   return name
 
 
+def check_name(path: pathlib.Path):
+  """Raises UserError where tensorstore would take a path for another one."""
+  name, why = os.fspath(path), None
+  shown = ' '.join(name.encode('utf-8', 'replace').decode().splitlines())
+  try:
+    name.encode('utf-8')
+  except UnicodeEncodeError:
+    why = 'is no UTF-8 here; give another workdir, or set LC_ALL=C.UTF-8'
+  if '\\' in name:
+    why = 'has a backslash, which is taken for a slash; give another workdir'
+  if why is not None:
+    raise config_lib.UserError(f'workdir {shown} has a name that {why}')
+
+
 def is_begun(workdir: str | os.PathLike) -> bool:
   """Whether there is an experiment in `workdir`."""
   return os.path.exists(os.path.join(workdir, CONFIG))  # No name is an error.
@@ -194,8 +202,9 @@ def read_config(workdir: str | os.PathLike) -> config_lib.Config:
   """The resolved config of the experiment in `workdir`.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or its name cannot be one.
   """
+  check_name(pathlib.Path(workdir).absolute())
   file = pathlib.Path(workdir) / CONFIG
   try:
     config = check.check(config_lib.from_json(file.read_text('utf-8')))

@@ -31,6 +31,7 @@ _TINY = (
 
 # ----------------------------------------------------------------- the trials
 
+_BACKSLASH = 'a\\b'  # tensorstore takes it for a slash.
 # Of the tables of tests/experiments/test_bad_input.py, by what is typed.
 _ALONE_ROWS = (
   'sed=1', 'data.batchsize=8', 'totl_steps=8', 'zzz=1', 'data.zzz=1',
@@ -92,6 +93,16 @@ _FLAGS = [
   ('checkpoints', ('--workdir=nosuch',), ('workdir', 'nosuch'), _ALONE),
   ('checkpoints', ('--workdir=x', '--step=y'), ('--step', 'y'), _ALONE),
   ('checkpoints', ('--workdir=RUN', '--step=99'), ('--step', '99'), _ASKED),
+  (
+    'launch',
+    (*_TINY, f'--workdir={_BACKSLASH}'),
+    ('workdir', 'backslash'),
+    _ASKED,
+  ),
+  *(
+    (command, (f'--workdir={_BACKSLASH}',), ('workdir', 'backslash'), _ALONE)
+    for command in ('evaluate', 'sample', 'checkpoints')
+  ),
   ('benchmark', (), ('--suite',), _ALONE),
   ('benchmark', ('--suite=all',), ('suite', 'all'), _ALONE),
   ('benchmark', ('--suite=loop', '--rounds=0'), ('rounds',), _ALONE),
@@ -103,7 +114,7 @@ _FLAGS = [
     _ALONE,
   ),
 ]
-_ODD = 'a b\'"$(x);\\ %s {y}\n*ü漢'
+_ODD = 'a b\'"$(x); %s {y}\n*ü漢'
 _LATIN = {
   'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0',
 }  # fmt: skip
@@ -112,7 +123,6 @@ _LATIN = {
 _WORKING = [
   ('launch', (*_TINY, '--workdir=ODD/new'), {}),
   ('launch', (*_TINY[1:], '--config=ODD/odd name.py'), {}),
-  ('launch', (*_TINY, '--config.init_from=ODD/run:latest'), {}),
   ('launch', _TINY, {'TAISHAN_CACHE': 'ODD/cache'}),
   ('evaluate', ('--workdir=ODD/run',), {}),
   ('checkpoints', ('--workdir=ODD/run',), {}),
@@ -121,8 +131,10 @@ _WORKING = [
   ('launch', (*_TINY, '--workdir=new'), {'HOME': 'HOME'}),
   ('evaluate', ('--workdir=RUN',), {'HOME': 'HOME'}),
 ]
-# In a locale in which a name is none, and without any folder to write in.
+# A name that cannot be shown, a locale in which one is none, and no folder to
+# write in.
 _EITHER = [
+  ('launch', (*_TINY, '--config.init_from=ODD/run:latest'), {}, 'init_from'),
   ('launch', (*_TINY, '--workdir=ODD/new'), _LATIN, 'workdir'),
   ('checkpoints', ('--workdir=ODD/run',), _LATIN, 'workdir'),
   ('evaluate', ('--workdir=ODD/run',), _LATIN, 'workdir'),
