@@ -11,6 +11,7 @@ r"""Measures what the README claims; prints a JSON line a case.
   python -m experiments.benchmark --suite=compile    # about 1 minute
   python -m experiments.benchmark --suite=meshes     # about 20 minutes
   python -m experiments.benchmark --suite=checkpoints   # about 1 minute
+  python -m experiments.benchmark --suite=memory     # about 2 minutes
 
 startup: seconds from the command to --help and to the first step.
 results: configs over several seeds, by default all whose data needs no
@@ -28,6 +29,7 @@ one device's; a device's memory with and without fsdp; a step with a mesh of one
 device against one without a mesh.
 checkpoints: CPU and wall seconds of a save and of a restore, with digests and
 verified against Orbax alone, in turn.
+memory: resident memory and open files of a run of 100,000 steps, at each tenth.
 compile: seconds until a deep ViT's first step, blocks scanned and unrolled.
 """
 
@@ -52,6 +54,7 @@ SUITES = (
   'compile',
   'meshes',
   'checkpoints',
+  'memory',
 )
 
 FLAGS = flags.FlagValues()
@@ -68,6 +71,9 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_list(
   'configs', [], 'configs of results and loop', flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  'steps', 100_000, 'steps of memory', lower_bound=10, flag_values=FLAGS
 )
 flags.DEFINE_list('cases', [], 'cases of models, meshes', flag_values=FLAGS)
 
@@ -111,6 +117,10 @@ def main(argv: Sequence[str]):
     from experiments.benchmarks import checkpoints
 
     checkpoints.main(FLAGS.rounds)
+  elif FLAGS.suite == 'memory':
+    from experiments.benchmarks import memory
+
+    memory.main(FLAGS.steps)
   elif FLAGS.suite == 'compile':
     from experiments.benchmarks import compile as compile_suite
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import importlib.util
 import logging
+import math
 import pathlib
 import sys
 
@@ -65,16 +66,19 @@ def quiet():
 
   absl_logging.set_verbosity(absl_logging.ERROR)
   # Orbax's are tracebacks of errors that we have a line for.
-  absl_logging.get_absl_handler().addFilter(
+  absl_logging.get_absl_logger().addFilter(
     lambda record: 'orbax' not in pathlib.Path(record.pathname).parts
   )
+
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # Orbax's alone.
 
   def unraisable(raised):  # Of a save that failed, after that was said.
     if str(raised.exc_value) != 'Event loop is closed':
       sys.__unraisablehook__(raised)
 
   sys.unraisablehook = unraisable
-  logging.getLogger('jax').setLevel(logging.ERROR)
+  for name in ('jax', 'matplotlib'):  # It warns of a home that is read-only.
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 # -------------------------------------------------------------------- flags
@@ -118,6 +122,10 @@ def parse(
     message = str(error).replace('\n', ' ')
     known = ', '.join(f'--{name}' for name in sorted(flag_values))
     raise config_lib.UserError(f'{message} There are {known}') from None
+  for name in flag_values:
+    value = flag_values[name].value
+    if isinstance(value, float) and not math.isfinite(value):
+      raise config_lib.UserError(f'--{name} is {value}; it takes a number')
   if stray:
     raise config_lib.UserError(
       f'{stray[0]!r} is no flag; flags are --NAME=VALUE'

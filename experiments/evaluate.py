@@ -58,12 +58,7 @@ def main(argv: Sequence[str]):
   )
   text = evaluate.to_json(FLAGS.split, step, results)
   print(text, end='')
-  try:
-    evaluate.write(workdir, FLAGS.split, step, results, params=FLAGS.params)
-  except OSError as error:
-    raise config_lib.UserError(
-      f'the result could not be kept in {workdir}: {error}'
-    ) from None
+  evaluate.write(workdir, FLAGS.split, step, results, params=FLAGS.params)
 
 
 if __name__ == '__main__':

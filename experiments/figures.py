@@ -1,5 +1,6 @@
 """Pictures of a finished run, and the table that a person reads at its end."""
 
+import io
 import json
 import os
 import pathlib
@@ -41,8 +42,8 @@ def show(
     progress.say(f'{tested} was removed: no confusion matrix is drawn')
   elif picture := confusion(workdir, json.loads(tested.read_text())):
     pictures.append(picture)
-  if picture := reconstructions.draw(workdir, program, step):
-    pictures.append(picture)
+  if figure := reconstructions.draw(workdir, program, step):
+    pictures.append(_save(figure, workdir / 'reconstructions.png'))
   rows = {key: f'{value:.4f}' for key, value in final.items()}
   rows |= {
     'checkpoints': workdir / workdir_lib.CHECKPOINTS,
@@ -165,5 +166,7 @@ def _plain(axes):
 
 
 def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-  figure.savefig(path, dpi=160)
+  picture = io.BytesIO()  # No half of one is left where there is no room.
+  figure.savefig(picture, dpi=160)
+  workdir_lib.write(path, picture.getvalue())
   return path

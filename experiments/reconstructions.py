@@ -1,4 +1,4 @@
-"""What an autoencoder makes of test images: reconstructions.png."""
+"""A picture of what an autoencoder makes of test images."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ _IMAGES = 12
 
 def draw(
   workdir: pathlib.Path, program: program_lib.Program, step: int
-) -> pathlib.Path | None:
+) -> Figure | None:
   """The first test images above what the model gave back at that step.
 
   None where the task is another, the inputs are no images, or several processes
@@ -48,6 +48,4 @@ def draw(
   ):
     axes.imshow(np.clip(image / 255, 0, 1), cmap='gray', vmin=0, vmax=1)
     axes.axis('off')
-  path = workdir / 'reconstructions.png'
-  figure.savefig(path, dpi=160)
-  return path
+  return figure

@@ -17,7 +17,7 @@ MAY_IMPORT = {
   'train': {
     'train', 'models', 'kernels', 'flax', 'jax', 'numpy', 'optax', 'orbax',
     'tensorflow_datasets', 'sklearn', 'PIL', 'filelock', 'platformdirs', 'rich',
-    'grain', 'absl', 'tensorboardX',
+    'grain', 'absl', 'tensorboardX', 'tensorstore',
   },
   'experiments': {
     *ROOMS, 'absl', 'flax', 'jax', 'numpy', 'optax', 'sklearn', 'matplotlib',

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from train import commit
 from train import config as config_lib
 from train import manifest
 from train import metrics
@@ -20,14 +21,7 @@ from train import program as program_lib
 from train import state as state_lib
 from train import workdir as workdir_lib
 
-_LEFTOVERS = f'*{ocp.utils.TMP_DIR_SUFFIX}*'  # Half written, or half removed.
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, config_lib.UserError)
-
-
-class SaveError(Exception):
-  """A checkpoint could not be saved; what is said before tells why."""
-
-  exit_code = 74
 
 
 def _not_saved(error: Exception) -> str:
@@ -69,26 +63,15 @@ class Checkpoints:
     self._folder = workdir / workdir_lib.CHECKPOINTS
     if not read_only:
       if processes.is_main():
-        workdir_lib.remove(self._folder, _LEFTOVERS)
+        workdir_lib.remove(self._folder, commit.LEFTOVERS)
       processes.barrier('checkpoints')
     self._remover: threading.Thread | None = None
     self._manager = self._open()
+    self._disk = None if read_only else self._folder.stat().st_dev
 
   def _open(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=self,
-        read_only=self._read_only,
-        lightweight_initialize=True,  # Reads no file before we have.
-        temporary_path_class=manifest.Temporary,
-        # What may go is renamed, or a kill would leave a half of it.
-        todelete_subdir=f'removed{ocp.utils.TMP_DIR_SUFFIX}',
-        async_options=ocp.AsyncOptions(barrier_sync_fn=self._meet)
-        if processes.count() > 1
-        else None,
-      ),
-    )
+    meet = self._meet if processes.count() > 1 else None
+    return commit.manager(self._folder, self, meet, read_only=self._read_only)
 
   def __enter__(self):
     return self
@@ -96,7 +79,7 @@ class Checkpoints:
   def __exit__(self, *exception):
     try:
       self.wait()
-    except (SaveError, manifest.NonFiniteError):
+    except (workdir_lib.SaveError, commit.NonFiniteError):
       if exception == (None, None, None):
         raise  # Else the block ends with an error already.
     finally:
@@ -115,7 +98,7 @@ class Checkpoints:
     is_saving = threading.current_thread() is not threading.main_thread()
     if is_saving and error is not None:
       self._cannot_meet = True
-      raise SaveError(_not_saved(error)) from None
+      raise workdir_lib.SaveError(_not_saved(error)) from None
     processes.barrier(key, timeout_ms / 1000)
 
   # ------------------------------------------------------------------ which
@@ -180,16 +163,25 @@ class Checkpoints:
     self.wait()  # Or there would be copies of two states.
     self._remove()
     self._is_saving = True
-    self._guarded(
-      lambda: self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
-          **{manifest.ITEM: manifest.digests(state, step, self._config)},
-        ),
-        force=True,  # Whether to save is the loop's decision alone.
-      )
+    self._guarded(lambda: self._start(state, step))
+
+  def _start(self, state: state_lib.TrainState, step: int):
+    if not self._is_mounted():
+      raise OSError(f'{self._folder} is no longer on the disk that it was on')
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        **{commit.ITEM: commit.digests(state, step, self._config)},
+      ),
+      force=True,  # Whether to save is the loop's decision alone.
     )
+
+  def _is_mounted(self) -> bool:
+    """What an unmounted disk leaves may be a folder too, on another one."""
+    with contextlib.suppress(OSError):
+      return self._folder.stat().st_dev == self._disk
+    return False
 
   def poll(self):
     """Notices a save that has ended, without waiting; raises as `save`."""
@@ -215,7 +207,7 @@ class Checkpoints:
     self.wait()
     is_saved = (self._folder / str(step)).is_dir()
     if processes.gather('saved', str(is_saved))[0] != str(True):
-      raise SaveError(f'step {step} was trained, but not saved')
+      raise workdir_lib.SaveError(f'step {step} was trained, but not saved')
 
   def _guarded(self, act: Callable):
     try:
@@ -224,14 +216,14 @@ class Checkpoints:
     except (OSError, ValueError, RuntimeError) as error:
       self.failed, self._is_saving = error, False
       if processes.count() > 1:  # The others wait for this one, inside Orbax.
-        raise SaveError(_not_saved(error)) from None
+        raise workdir_lib.SaveError(_not_saved(error)) from None
       self._clear()
       if self._config.on_save_error == 'stop':
-        raise SaveError(
+        raise workdir_lib.SaveError(
           f"{_not_saved(error)}; config.on_save_error is 'stop'"
         ) from None
       self._say(_not_saved(error))
-    except manifest.NonFiniteError:
+    except commit.NonFiniteError:
       self._is_saving = False
       self._clear()
       raise
@@ -241,6 +233,8 @@ class Checkpoints:
 
     It has forgotten those that it would have removed after this one.
     """
+    if not self._is_mounted():
+      return  # There is nothing to look at, and it would make a folder.
     with contextlib.suppress(OSError, ValueError, RuntimeError):
       self._manager.close()  # Says again what was wrong.
     self._manager = self._open()
@@ -253,7 +247,8 @@ class Checkpoints:
       self._remover = None
     if seconds is not None and processes.is_main() and not self._read_only:
       self._remover = threading.Thread(
-        target=workdir_lib.remove, args=(self._folder, _LEFTOVERS, seconds)
+        target=workdir_lib.remove,
+        args=(self._folder, commit.LEFTOVERS, seconds),
       )
       self._remover.start()
 
@@ -351,10 +346,9 @@ class Checkpoints:
     if self._read_only:
       self._say(f'{error}; skipped')
       return
-    name = ''
     if processes.is_main():
       name = workdir_lib.set_aside(self._folder / str(step))
-    self._say(f'{error}; set aside as {name}')
+      self._say(f'{error}; set aside as {name}')
 
   def _restore(self, step: int, shapes, args, *, whole: bool) -> Any:
     """Verifies files, in process 0, restores by Orbax, verifies the arrays."""

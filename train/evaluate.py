@@ -84,11 +84,15 @@ def write(
   """Keeps a result as evaluations/SPLIT-STEP.json, whole or not at all.
 
   That of raw parameters is SPLIT-STEP-raw.json.
+
+  Raises:
+    SaveError: not at all.
   """
   raw = '-raw' if params == 'raw' else ''
   path = workdir / 'evaluations' / f'{split}-{step}{raw}.json'
   if not processes.is_main():
     return path
-  path.parent.mkdir(exist_ok=True)
-  workdir_lib.replace(path, to_json(split, step, results))
+  with workdir_lib.writing(path):
+    path.parent.mkdir(exist_ok=True)
+  workdir_lib.write(path, to_json(split, step, results))
   return path

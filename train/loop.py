@@ -40,7 +40,8 @@ def train_and_evaluate(
     UserError: a mistake in the config or the workdir, before anything compiles.
     NonFiniteError: the run diverged; earlier checkpoints stay.
     Stopped: a signal ended the run early, after saving.
-    SaveError: the run finished and a save failed.
+    SaveError: the run finished and a save failed, or its numbers could not be
+      written.
   """
   with signals.listen():
     return run(program_lib.create(config, dataset), workdir)
@@ -85,7 +86,7 @@ def run(
     # This line says: finished and saved.
     writer.evaluated(step, evaluate.scalars(results, 'test'))
     if checkpoints.failed:
-      raise checkpoint.SaveError('finished, but a checkpoint was not saved')
+      raise workdir_lib.SaveError('finished, but a checkpoint was not saved')
     return evaluate.scalars(results, 'test')
 
 

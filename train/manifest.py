@@ -3,50 +3,37 @@
 Orbax restores a flipped bit without an error. So each checkpoint has a
 manifest.json: the shape, dtype and SHA-256 of every array as it was in memory,
 the size and SHA-256 of every file, the config, the versions of the libraries,
-and a digest of itself. It is written before the rename that makes a checkpoint
-one, so there is no checkpoint without it.
+and a digest of itself. commit.py writes it before the rename that makes a
+checkpoint one, so there is no checkpoint without it.
 
 An array's digest is over the bytes of the whole, in C order: the same on any
 mesh. Of an array divided between processes each gives the digests of its
 blocks, which are compared where a reader has the same blocks or the whole.
 """
 
-import asyncio
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
-import shutil
 import stat
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from train import config as config_lib
 from train import processes
 
 NAME = 'manifest.json'
-ITEM = 'state_digests'  # After 'state', which Orbax so waits for first.
 FORMAT = 1
-_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 _LARGE = 2**20  # Bytes; smaller files are Orbax's, on what lies where.
 _CHUNK = 2**18  # Numbers that are hashed and looked at while in the cache.
 
 
 class DamagedError(config_lib.UserError):
   """A checkpoint is not what was saved."""
-
-
-class NonFiniteError(Exception):
-  """What was to be saved is not finite; it was not saved."""
-
-  exit_code = 1
 
 
 # ------------------------------------------------------------------- arrays
@@ -72,38 +59,25 @@ def _plain(leaf):
   return jax.eval_shape(jax.random.key_data, leaf)
 
 
-def _spelled(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
+def spelled(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
+  """A block's place, as '0:4,8:16': from and to in each dimension."""
   ends = (s.indices(n) for s, n in zip(index, shape, strict=True))
   return ','.join(f'{start}:{stop}' for start, stop, _ in ends)
 
 
-def _blocks(leaf: jax.Array) -> list[Block]:
+def blocks(leaf: jax.Array) -> list[Block]:
   """All that this process has of an array: the whole in one, or its shards."""
   if leaf.is_fully_replicated:
     return [('', np.asarray(leaf.addressable_data(0)))]
   if leaf.is_fully_addressable:
     return [('', np.asarray(leaf))]
   shards = {
-    _spelled(s.index, leaf.shape): s.data for s in leaf.addressable_shards
+    spelled(s.index, leaf.shape): s.data for s in leaf.addressable_shards
   }
   return [(index, np.asarray(data)) for index, data in shards.items()]
 
 
-def _owned(leaf: jax.Array) -> list[Block]:
-  """Copies of the blocks that this process is to speak for."""
-  owned = {
-    _spelled(s.index, leaf.shape)
-    for s in leaf.addressable_shards
-    if s.replica_id == 0
-  }
-  if processes.is_main():
-    owned.add('')
-  return [
-    (index, np.array(data)) for index, data in _blocks(leaf) if index in owned
-  ]
-
-
-def _digest(array: np.ndarray, *, finite: bool = True) -> tuple[str, bool]:
+def digest(array: np.ndarray, *, finite: bool = True) -> tuple[str, bool]:
   """SHA-256 of an array's bytes; if `finite`, whether all its numbers are."""
   sha, is_finite = hashlib.sha256(), True
   flat = np.ascontiguousarray(array).reshape(-1)
@@ -121,12 +95,12 @@ def check_arrays(tree, record: dict[str, Any]):
     expected = record['arrays'][path]['sha256']
     if isinstance(expected, str):
       expected = {'': expected}
-    for index, data in _blocks(leaf):
-      for name, digest in expected.items():
+    for index, data in blocks(leaf):
+      for name, wanted in expected.items():
         if index not in ('', name):
           continue  # Of another mesh: not wholly here.
         part = data if name == index else data[_slices(name)]
-        if _digest(part, finite=False)[0] != digest:
+        if digest(part, finite=False)[0] != wanted:
           raise DamagedError(f'{path} is not the array that was saved')
 
 
@@ -149,147 +123,17 @@ def check_shapes(tree, record: dict[str, Any], *, whole: bool):
       raise config_lib.UserError(f'{path} is {here} here and was {there}')
 
 
-# ------------------------------------------------------- as a part of saving
-
-
-class _Handler(ocp.AsyncCheckpointHandler):
-  """Each process's digests, made while Orbax writes the arrays."""
-
-  async def async_save(self, directory, args):
-    saving = self._save(directory, args)
-    return [ocp.future.CommitFutureAwaitingContractedSignals(saving, name=ITEM)]
-
-  async def _save(self, directory, args):
-    text = json.dumps(args.record())
-    (directory / f'{processes.index()}.json').write_text(text)
-
-  def save(self, directory, args):
-    asyncio.run(self._save(directory, args))
-
-  def restore(self, directory, args=None):
-    raise NotImplementedError('manifest.read reads it')
-
-
-@ocp.args.register_with_handler(_Handler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class Digests(ocp.args.CheckpointArgs):
-  """What of a state is hashed in the background: its copy on this host.
-
-  The step that follows takes over the memory of the state itself.
-  """
-
-  step: int
-  config: dict[str, Any]
-  leaves: list[tuple[str, tuple, str, list[Block]]]
-
-  def record(self) -> dict[str, Any]:
-    """This process's part of the manifest. Each copy goes once it is hashed.
-
-    Raises:
-      NonFiniteError: a number is nan or infinite.
-    """
-    entries = {}
-    while self.leaves:
-      path, shape, dtype, blocks = self.leaves.pop()
-      digests = {}
-      # An optimizer's scalars may begin at infinity, as a least loss does.
-      may_be_infinite = not shape and path.startswith('opt_state/')
-      for index, data in blocks:
-        digests[index], is_finite = _digest(data)
-        if not (is_finite or may_be_infinite):
-          raise NonFiniteError(
-            f'step {self.step} is not saved: {path} has become nan or infinite'
-          )
-      if digests:
-        entries[path] = {
-          'shape': list(shape),
-          'dtype': dtype,
-          'sha256': digests.get('', digests),
-        }
-    return {
-      'format': FORMAT,
-      'step': self.step,
-      'arrays': entries,
-      'config': self.config,
-      'versions': {
-        name: importlib.metadata.version(name) for name in _LIBRARIES
-      },
-    }
-
-
-def digests(state, step: int, config: config_lib.Config) -> Digests:
-  """Copies the state to this host; the rest is done in the background."""
-  leaves = [
-    (path, leaf.shape, str(leaf.dtype), _owned(leaf))
-    for path, leaf in arrays(state).items()
-  ]
-  return Digests(step, dataclasses.asdict(config), leaves[::-1])
-
-
-class Temporary(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """Orbax's temporary folder, which has its manifest before its last rename.
-
-  Orbax writes two files of its own just before it renames. So what it renames
-  to is a temporary name too, and the folder becomes a checkpoint here. Its
-  items have such folders within, which need nothing more.
-  """
-
-  @classmethod
-  def from_final(cls, final_path, **options):
-    """As Orbax's, for what will be `final_path`."""
-    whole = final_path
-    if ocp.utils.TMP_DIR_SUFFIX not in final_path.parent.name:
-      name = f'{final_path.name}{ocp.utils.TMP_DIR_SUFFIX}-whole'
-      whole = final_path.with_name(name)
-    made = super().from_final(whole, **options)
-    made._whole, made._committed = whole, final_path
-    return made
-
-  def get_final(self):
-    """Where it will be."""
-    return self._committed
-
-  async def finalize(self):
-    """Process 0 comes here, after all have written everything."""
-    await super().finalize()
-    if self._whole != self._committed:
-      await asyncio.to_thread(_complete, pathlib.Path(self._whole))
-      os.rename(self._whole, self._committed)
-
-
-def _complete(folder: pathlib.Path):
-  """Writes the manifest from the digests and the files in `folder`."""
-  files = sorted((folder / ITEM).glob('*.json'))
-  parts = [json.loads(file.read_text()) for file in files]
-  shutil.rmtree(folder / ITEM)
-  record = parts[0]
-  for part in parts[1:]:
-    for path, entry in part['arrays'].items():
-      if path in record['arrays']:
-        record['arrays'][path]['sha256'] |= entry['sha256']
-      else:
-        record['arrays'][path] = entry
-  record['files'] = {
-    name: {'bytes': size, 'sha256': _file_digest(folder / name)}
-    for name, size in sorted(_list(folder)[0].items())
-  }
-  with (folder / NAME).open('wb') as file:
-    file.write(_render(record))
-    file.flush()
-    os.fsync(file.fileno())
-
-
 # ---------------------------------------------------- reading, without Orbax
 
 
-def _render(record: dict[str, Any]) -> bytes:
+def render(record: dict[str, Any]) -> bytes:
   """A manifest's bytes; its own digest is its last entry."""
   text = json.dumps(record, indent=1)
   digest = hashlib.sha256(text.encode()).hexdigest()
   return (json.dumps(record | {'sha256': digest}, indent=1) + '\n').encode()
 
 
-def _list(folder: pathlib.Path) -> tuple[dict[str, int], list[str]]:
+def list_files(folder: pathlib.Path) -> tuple[dict[str, int], list[str]]:
   """Path -> bytes of each file below, and what is neither that nor a folder.
 
   No link is followed.
@@ -312,7 +156,8 @@ def _list(folder: pathlib.Path) -> tuple[dict[str, int], list[str]]:
   return files, odd
 
 
-def _file_digest(path: pathlib.Path) -> str:
+def file_digest(path: pathlib.Path) -> str:
+  """SHA-256 of a file, in hexadecimal; a link is an error."""
   with _open(path) as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -350,7 +195,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     record = json.loads(data)
   if isinstance(record, dict):
     record.pop('sha256', None)
-  if not isinstance(record, dict) or _render(record) != data:
+  if not isinstance(record, dict) or render(record) != data:
     raise DamagedError(f'{NAME} is damaged')
   if record.get('format') != FORMAT:
     raise DamagedError(f'{NAME} is of another version of this program')
@@ -375,7 +220,7 @@ def verify(folder: pathlib.Path, *, quick: bool = False) -> dict[str, Any]:
   """
   record = read(folder)
   with _reading('the folder'):
-    files, odd = _list(folder)
+    files, odd = list_files(folder)
   for name, expected in record['files'].items():
     if name in odd:
       raise DamagedError(f'{name} is no regular file')
@@ -392,9 +237,9 @@ def verify(folder: pathlib.Path, *, quick: bool = False) -> dict[str, Any]:
     if quick and expected['bytes'] > _LARGE:
       continue
     with _reading(name):
-      digest = _file_digest(folder / name)
-    if digest != expected['sha256']:
+      found = file_digest(folder / name)
+    if found != expected['sha256']:
       raise DamagedError(
-        f'{name} has SHA-256 {digest[:8]} and not {expected["sha256"][:8]}'
+        f'{name} has SHA-256 {found[:8]} and not {expected["sha256"][:8]}'
       )
   return record | {'others': sorted({*odd, *files} - record['files'].keys())}

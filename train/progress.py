@@ -27,7 +27,7 @@ def say(line: str):
   text = line.encode(encoding, 'replace').decode(encoding)
   try:
     print(text, flush=True)
-  except BrokenPipeError:  # As of `launch | head`: the run itself goes on.
+  except OSError:  # As of `launch | head`, or > FILE on a full disk: goes on.
     sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - until the process ends
 
 

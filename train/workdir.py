@@ -38,6 +38,43 @@ _MAY_DIFFER = (
 )  # fmt: skip
 
 
+class SaveError(Exception):
+  """Something could not be written; it says what, or a line before does."""
+
+  exit_code = 74
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Raises SaveError where `path` cannot be written in the block."""
+  try:
+    yield
+  except OSError as error:
+    raise SaveError(
+      f'{path} could not be written: {error.strerror or error}'
+    ) from None
+
+
+def write(path: pathlib.Path, data: str | bytes):
+  """Writes a file whole or not at all, and follows no link.
+
+  Raises:
+    SaveError: not at all.
+  """
+  data = data.encode() if isinstance(data, str) else data
+  partial = path.with_name(f'{path.name}.partial')
+  with writing(path):
+    try:
+      partial.unlink(missing_ok=True)
+      with partial.open('xb') as file:
+        file.write(data)
+      os.replace(partial, path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        partial.unlink()
+      raise
+
+
 @contextlib.contextmanager
 def claimed(
   workdir: str | os.PathLike,
@@ -57,6 +94,7 @@ def claimed(
   Raises:
     UserError: it is no folder, cannot be written, is in use, or holds another
       experiment, or the processes do not share it.
+    SaveError: there is no room for config.json.
   """
   path = pathlib.Path(workdir).absolute()
   lock = filelock.FileLock(path / '.lock')
@@ -76,7 +114,7 @@ def claimed(
 
 def _acquire(path: pathlib.Path, lock: filelock.FileLock, config, say):
   try:
-    os.fspath(path).encode('utf-8')
+    check_name(path)
     path.mkdir(parents=True, exist_ok=True)
     lock.acquire(timeout=0)
     _claim(path, config, say)
@@ -85,12 +123,6 @@ def _acquire(path: pathlib.Path, lock: filelock.FileLock, config, say):
     raise config_lib.UserError(
       f'workdir {path} is in use by {_holder(path) or "another run"}; wait for '
       'it, or give another workdir'
-    ) from None
-  except UnicodeEncodeError:
-    shown = os.fspath(path).encode('utf-8', 'replace').decode()
-    raise config_lib.UserError(
-      f'workdir {shown} has a name that is no UTF-8 here; give another '
-      'workdir, or set LC_ALL=C.UTF-8'
     ) from None
   except OSError as error:
     raise config_lib.UserError(
@@ -106,7 +138,7 @@ def _take_over(path: pathlib.Path, say):
     say(f'taking {path} over from {before}, which has gone')
   now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
   holder = {'host': socket.gethostname(), 'process': os.getpid(), 'since': now}
-  replace(path / RUNNING, json.dumps(holder) + '\n')
+  write(path / RUNNING, json.dumps(holder) + '\n')
 
 
 def _holder(path: pathlib.Path) -> str | None:
@@ -120,18 +152,6 @@ def _holder(path: pathlib.Path) -> str | None:
     return f'process {int(process)} on {host:.100}, since {since}'
   except _UNREADABLE:
     return None
-
-
-def replace(file: pathlib.Path, text: str):
-  """All of the text, or what was there before, whenever this is killed.
-
-  A link in its place is replaced, and none is followed.
-  """
-  partial = file.with_name(f'{file.name}.partial')
-  partial.unlink(missing_ok=True)
-  with partial.open('x', encoding='utf-8') as out:
-    out.write(text)
-  os.replace(partial, file)
 
 
 def _await(path: pathlib.Path, config: config_lib.Config):
@@ -158,7 +178,7 @@ def _claim(path: pathlib.Path, config: config_lib.Config, say):
     raise config_lib.UserError(
       f'workdir {path} has results but no {CONFIG}; give another workdir'
     )
-  replace(file, config_lib.to_json(config))
+  write(file, config_lib.to_json(config))
 
 
 def remove(folder: pathlib.Path, pattern: str, seconds: float = 0):
@@ -196,6 +216,20 @@ def set_aside(folder: pathlib.Path) -> str:
   return name
 
 
+def check_name(path: pathlib.Path):
+  """Raises UserError where tensorstore would take a path for another one."""
+  name, why = os.fspath(path), None
+  shown = ' '.join(name.encode('utf-8', 'replace').decode().splitlines())
+  try:
+    name.encode('utf-8')
+  except UnicodeEncodeError:
+    why = 'is no UTF-8 here; give another workdir, or set LC_ALL=C.UTF-8'
+  if '\\' in name:
+    why = 'has a backslash, which is taken for a slash; give another workdir'
+  if why is not None:
+    raise config_lib.UserError(f'workdir {shown} has a name that {why}')
+
+
 def is_begun(workdir: str | os.PathLike) -> bool:
   """Whether there is an experiment in `workdir`."""
   return os.path.exists(os.path.join(workdir, CONFIG))  # No name is an error.
@@ -205,8 +239,9 @@ def read_config(workdir: str | os.PathLike) -> config_lib.Config:
   """The resolved config of the experiment in `workdir`.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or its name cannot be one.
   """
+  check_name(pathlib.Path(workdir).absolute())
   file = pathlib.Path(workdir) / CONFIG
   try:
     config = check.check(config_lib.from_json(file.read_text('utf-8')))

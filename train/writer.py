@@ -137,10 +137,8 @@ class Writer:
   def _write(self, step: int, values: dict[str, float]):
     line = {'step': step, **values}
     if processes.is_main():
-      with self._metrics.open('a') as file:
-        file.write(json.dumps(line) + '\n')
-        file.flush()
-        os.fsync(file.fileno())  # Before any checkpoint of this step.
+      # It is on the disk before any checkpoint of this step.
+      _append(self._metrics, line, durably=True)
     self.lines.append(line)
     self._add_events(line)
     if self._config.best_metric in values:
@@ -218,8 +216,7 @@ class Writer:
       'waiting_share': self._waited / seconds,
     }
     if processes.is_main():
-      with self._timing.open('a') as file:
-        file.write(json.dumps(line) + '\n')
+      _append(self._timing, line)
     self.start_clock(step)
     return rate
 
@@ -268,6 +265,16 @@ def _is(line: dict[str, Any], kind: str) -> bool:
 def _rewrite(path: pathlib.Path, lines: list[dict[str, Any]]):
   if not processes.is_main():
     return
-  partial = path.with_suffix('.partial')
-  partial.write_text(''.join(json.dumps(line) + '\n' for line in lines))
-  os.replace(partial, path)
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  workdir_lib.write(path, text)
+
+
+def _append(path: pathlib.Path, line: dict[str, Any], *, durably=False):
+  with workdir_lib.writing(path):
+    # Never created here: where the file is gone, so is the disk it was on.
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    with open(descriptor, 'w', encoding='utf-8') as file:
+      file.write(json.dumps(line) + '\n')
+      file.flush()
+      if durably:
+        os.fsync(descriptor)

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import benchmark
 from experiments import command
+from experiments.benchmarks import memory
 from experiments.benchmarks import models as models_suite
 from experiments.benchmarks import results
 import models
@@ -104,6 +105,14 @@ class TestTorch:
     assert row['ratio_min'] == row['ratio_median'] == row['ratio_max'] > 0
 
 
+def test_the_memory_of_a_run_is_looked_at_ten_times(monkeypatch):
+  monkeypatch.setattr(memory, '_QUIET_SECONDS', 0)
+  rows = memory.measure(20)
+  assert [row['step'] for row in rows] == [*range(2, 21, 2)]
+  assert all(row['MiB'] > 50 and row['files'] > 2 for row in rows)
+  assert len({len(line) for line in memory.table(rows)}) == 1
+
+
 def test_the_peak_is_that_of_a_product():
   assert models_suite.product_rate(size=64, repeats=2) > 0
 
@@ -116,6 +125,7 @@ def test_the_peak_is_that_of_a_product():
     (['--suite=loop', '--rounds=0'], 'rounds'),
     (['--suite=models', '--cases=none_such'], 'none_such'),
     (['--suite=results', '--seeds=0'], 'seeds'),
+    (['--suite=memory', '--steps=9'], 'steps'),
     (['--suite=results', '--configs=none_such'], 'none_such'),
   ],
 )

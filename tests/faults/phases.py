@@ -8,7 +8,7 @@ import time
 from tests import process as process_lib
 from tests.faults import cases
 from tests.faults import kills
-from train import checkpoint
+from train import commit
 from train import manifest
 from train import workdir as workdir_lib
 
@@ -54,7 +54,7 @@ def trial(i: int, folder: pathlib.Path) -> str:
   if step:
     manifest.verify(workdir / workdir_lib.CHECKPOINTS / str(step))
     assert kills.lost(workdir) == 'within an interval'
-  leftovers = list((workdir / 'checkpoints').glob(checkpoint._LEFTOVERS))
+  leftovers = list((workdir / 'checkpoints').glob(commit.LEFTOVERS))
   assert not leftovers, leftovers
   kills.finish('mlp', workdir, folder.parent)
   return 'nothing to save' if not step else f'step saved in {seconds:.0f} s'

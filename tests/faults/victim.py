@@ -128,9 +128,9 @@ def half_a_line(fire: Callable):
 def between_shards(fire: Callable):
   """Process 0 has written its part of a checkpoint, and this one has not."""
   command.quiet()
-  from train import manifest
+  from train import commit
 
-  real = manifest._Handler._save
+  real = commit._Handler._save
 
   async def save(self, directory, args):
     end = time.monotonic() + 60
@@ -140,7 +140,7 @@ def between_shards(fire: Callable):
     fire()
     await real(self, directory, args)
 
-  manifest._Handler._save = save
+  commit._Handler._save = save
 
 
 def waiting_for_data(fire: Callable):
@@ -199,7 +199,7 @@ POINTS = {
   'after a step': at_call('train.writer', 'Writer.stepped', nth=50),
   'while evaluating': at_call('train.mesh', 'steps_in_flight', nth=3),
   'while saving': at_call(
-    'train.manifest', '_complete', nth=2, seconds=SLOW_SECONDS
+    'train.commit', '_complete', nth=2, seconds=SLOW_SECONDS
   ),
   'while waiting for data': waiting_for_data,
   'before the test': at_call('train.evaluate', 'evaluate', nth=4),

@@ -239,7 +239,7 @@ def test_a_run_that_could_not_be_saved_is_not_taken_for_finished(
   unbroken, tmp_path, full_disk, capsys
 ):
   config, workdir = unbroken
-  with pytest.raises(checkpoint.SaveError, match='step 12') as error:
+  with pytest.raises(workdir_lib.SaveError, match='step 12') as error:
     loop.train_and_evaluate(config, tmp_path)
   assert error.value.exit_code == 74
   assert 'No space left on device' in capsys.readouterr().out
@@ -259,7 +259,7 @@ def test_a_run_that_is_stopped_and_cannot_save_says_so(
       os.kill(os.getpid(), signal.SIGTERM)
 
   monkeypatch.setattr(writer.Writer, 'stepped', stop)
-  with pytest.raises(checkpoint.SaveError, match='step 6 .*not saved'):
+  with pytest.raises(workdir_lib.SaveError, match='step 6 .*not saved'):
     loop.train_and_evaluate(runs.config(), tmp_path)
 
 
@@ -449,7 +449,7 @@ def test_a_best_that_could_not_be_saved_gives_way_and_the_run_says_so(
     return save(self, step, *args, **kwargs)
 
   monkeypatch.setattr(ocp.CheckpointManager, 'save', fail)
-  with pytest.raises(checkpoint.SaveError, match='was not saved'):
+  with pytest.raises(workdir_lib.SaveError, match='was not saved'):
     loop.train_and_evaluate(config, tmp_path)
   lines = writer.read(tmp_path / 'metrics.jsonl')
   scores = {

@@ -17,6 +17,7 @@ import pytest
 from tests import conftest
 from tests import runs
 from train import checkpoint
+from train import commit
 from train import config as config_lib
 from train import loop
 from train import manifest
@@ -101,7 +102,7 @@ def test_every_array_and_file_is_in_the_manifest_as_it_was(saved, program):
     entry = record['arrays'][path]
     assert entry['shape'] == list(leaf.shape)
     assert entry['dtype'] == str(leaf.dtype)
-    assert entry['sha256'] == manifest._digest(leaf)[0]
+    assert entry['sha256'] == manifest.digest(leaf)[0]
   assert names(workdir) == {f'{OLD}', f'{NEW}'}
 
 
@@ -114,27 +115,27 @@ def test_what_is_restored_is_what_was_saved(saved, program):
 
 def test_a_digest_knows_order_zeros_and_bfloat16():
   a = np.arange(6, dtype=np.float32).reshape(2, 3)
-  digest = manifest._digest(a)
-  assert manifest._digest(np.asfortranarray(a)) == digest
-  assert manifest._digest(a.T)[0] != digest[0]
-  assert manifest._digest(-np.zeros(2))[0] != manifest._digest(np.zeros(2))[0]
-  assert manifest._digest(np.zeros((0, 3)))[1]
+  digest = manifest.digest(a)
+  assert manifest.digest(np.asfortranarray(a)) == digest
+  assert manifest.digest(a.T)[0] != digest[0]
+  assert manifest.digest(-np.zeros(2))[0] != manifest.digest(np.zeros(2))[0]
+  assert manifest.digest(np.zeros((0, 3)))[1]
   for dtype in (jnp.bfloat16, jnp.float8_e4m3fn, np.complex64):
     nan = np.array([1, np.nan]).astype(dtype)
-    assert [manifest._digest(x)[1] for x in (nan, nan[:1])] == [False, True]
+    assert [manifest.digest(x)[1] for x in (nan, nan[:1])] == [False, True]
 
 
 SHARDED = """
 import os, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from train import manifest
+from train import commit
 devices = np.array(jax.devices()).reshape(-1, 2 if {n} > 1 else 1)
 mesh = Mesh(devices, ('a', 'b'))
 for spec in (P(), P('a'), P('b', 'a'), P(None, ('a', 'b'))):
   x = np.arange(512.0).reshape(16, 32)
   x = jax.device_put(x, NamedSharding(mesh, spec))
-  part = manifest.Digests(1, {{}}, [('x', x.shape, 'f', manifest._owned(x))])
+  part = commit.Digests(1, {{}}, [('x', x.shape, 'f', commit._owned(x))])
   print(part.record()['arrays']['x']['sha256'])
 """
 
@@ -157,7 +158,7 @@ def test_one_device_and_eight_give_the_same_digests():
 def test_digests_of_blocks_are_compared_with_a_reader_of_the_whole():
   x = jnp.arange(12.0).reshape(3, 4)
   blocks = {
-    index: manifest._digest(np.asarray(x)[manifest._slices(index)])[0]
+    index: manifest.digest(np.asarray(x)[manifest._slices(index)])[0]
     for index in ('0:3,0:2', '0:3,2:4')
   }
   record = {'arrays': {'x': {'sha256': blocks}}}
@@ -181,7 +182,7 @@ def test_what_is_not_finite_is_never_written(program, tmp_path, part, value):
   with opened(program, tmp_path) as checkpoints:
     checkpoints.save(state, 2)
     checkpoints.save(bad, 3)
-    with pytest.raises(manifest.NonFiniteError, match=line) as error:
+    with pytest.raises(commit.NonFiniteError, match=line) as error:
       checkpoints.wait()
     assert error.value.exit_code == 1
     assert checkpoints.steps() == [2]

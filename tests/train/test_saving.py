@@ -5,6 +5,7 @@ replaced.
 """
 
 import contextlib
+import gc
 import resource
 import shutil
 import signal
@@ -17,9 +18,11 @@ import pytest
 from tests import conftest
 from tests import runs
 from train import checkpoint
+from train import commit
 from train import loop
 from train import manifest
 from train import program as program_lib
+from train import workdir as workdir_lib
 from train import writer
 
 
@@ -125,7 +128,7 @@ def test_a_run_goes_on_without_room_and_saves_when_there_is_room_again(
       heard.update(said=capsys.readouterr().out, names=names(workdir)),
       stack.close(),
     )
-    with pytest.raises(checkpoint.SaveError, match='finished, but') as error:
+    with pytest.raises(workdir_lib.SaveError, match='finished, but') as error:
       loop.run(program, workdir)
   assert error.value.exit_code == 74
   assert heard['said'].count('a checkpoint could not be saved: ') == 1
@@ -144,7 +147,7 @@ def test_a_run_that_is_to_stop_does_at_the_next_step(tmp_path, trouble, at):
     at[7] = lambda: stack.enter_context(trouble())
     at[9] = lambda: None
     at[10] = lambda: pytest.fail('it went on')
-    with pytest.raises(checkpoint.SaveError, match="is 'stop'") as error:
+    with pytest.raises(workdir_lib.SaveError, match="is 'stop'") as error:
       loop.run(program, workdir)
     assert names(workdir) - {'filler'} == {'4'}
   assert error.value.exit_code == 74
@@ -157,18 +160,18 @@ def test_a_library_that_fails_in_the_background_is_heard_of(
   program, tmp_path, at, monkeypatch, capsys
 ):
   """Even where a file of the temporary folder is taken away."""
-  complete = manifest._complete
+  complete = commit._complete
 
   def lose(folder):
     if folder.name.startswith('8.'):
-      shutil.rmtree(folder / manifest.ITEM)
+      shutil.rmtree(folder / commit.ITEM)
     complete(folder)
 
-  monkeypatch.setattr(manifest, '_complete', lose)
+  monkeypatch.setattr(commit, '_complete', lose)
   said = []
   at[9] = lambda: None
   at[10] = lambda: said.append(capsys.readouterr().out)
-  with pytest.raises(checkpoint.SaveError):
+  with pytest.raises(workdir_lib.SaveError):
     loop.run(program, tmp_path)
   assert 'a checkpoint could not be saved: ' in said[0]
   assert names(tmp_path) == {'12'}
@@ -194,6 +197,25 @@ def test_after_a_failure_the_old_ones_are_still_known_and_later_removed(
     checkpoints.require(3)
     assert checkpoints.steps() == [3]
   assert names(tmp_path) == {'3'}
+
+
+def test_a_save_leaves_nothing_in_memory(program, tmp_path):
+  """As tensorstore's account of what it did, which Orbax asks it for."""
+
+  def lists():
+    gc.collect()
+    return sum(type(one) is list for one in gc.get_objects())
+
+  state = program.init()
+  with checkpoint.Checkpoints(
+    tmp_path, program.config, {}, say=print
+  ) as checkpoints:
+    for step in range(1, 17):
+      checkpoints.save(state, step)
+      checkpoints.wait()
+      if step == 6:
+        before = lists()
+    assert lists() - before < 10  # It left two dozen a save.
 
 
 def test_polling_waits_for_nothing(program, tmp_path):
