@@ -9,6 +9,7 @@ from train import checkpoint
 from train import config as config_lib
 from train import control
 from train import evaluate
+from train import processes
 from train import program as program_lib
 from train import progress as progress_lib
 from train import signals
@@ -16,8 +17,10 @@ from train import state as state_lib
 from train import transfer
 from train import workdir as workdir_lib
 from train import writer as writer_lib
+from train.data import faults
 from train.data import pipeline
 from train.data import sources
+from train.data import workers
 
 
 def train_and_evaluate(
@@ -82,6 +85,9 @@ def run(
       between=lambda: signals.check('stopped before the test, trained, saved'),
     )
     evaluate.write(workdir, program.test_split, step, results)
+    splits = program.dataset.splits.values()
+    if passed_over := faults.summary(splits, processes.gather):
+      progress.say(passed_over)
     # This line says: finished and saved.
     writer.evaluated(step, evaluate.scalars(results, 'test'))
     if checkpoints.failed:
@@ -141,10 +147,12 @@ def fit(
       if is_due(config.log_every):
         state_lib.check_finite(state, config)
         writer.train(step, metrics)
-  except signals.Stopped:
-    state_lib.check_finite(state, config)
-    checkpoints.save(state, step)
-    checkpoints.require(step)
+  except (signals.Stopped, workers.ReaderError) as ended:
+    # All processes stop together; a reader that died is one process's alone.
+    if isinstance(ended, signals.Stopped) or processes.count() == 1:
+      state_lib.check_finite(state, config)
+      checkpoints.save(state, step)
+      checkpoints.require(step)
     raise
   finally:
     batches.close()  # Worker processes end with it.

@@ -144,6 +144,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Every example once, in order; 'mask' is False where the last is padded.
 
+  And where an example is damaged, so that none counts in its place.
+
   Args, errors and closing are those of train_batches; `batch_size` must divide
   over the mesh.
   """
@@ -162,8 +164,9 @@ def _read_in_order(
   batch_size: int, rows: np.ndarray, split, step: int
 ) -> Arrays:
   places = step * batch_size + rows
-  batch = split.take(np.minimum(places, len(split) - 1))
-  return batch | {'mask': places < len(split)}
+  within = np.minimum(places, len(split) - 1)
+  batch = split.take(within)
+  return batch | {'mask': (places < len(split)) & split.are_whole(within)}
 
 
 def _resident(split, order: Order, step: int, mesh) -> Iterator[Batch]:

@@ -45,8 +45,12 @@ def pick_classes(
         'by record, where labels are not known beforehand'
       )
     labels = numbers[split.arrays['label']]
-    splits[name] = sources.Split(
-      split.arrays | {'label': labels}, np.flatnonzero(labels >= 0)
+    # Of a damaged example the class is not known: it belongs to none.
+    picked = (labels >= 0) & split.are_whole(np.arange(len(labels)))
+    splits[name] = dataclasses.replace(
+      split,
+      arrays=split.arrays | {'label': labels},
+      rows=np.flatnonzero(picked),
     )
   return dataclasses.replace(
     dataset,
