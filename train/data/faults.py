@@ -149,22 +149,29 @@ def together(why: dict[int, str]) -> Iterable[tuple[list[int], str]]:
   return [([row for _, row in run], key[1]) for key, run in runs]
 
 
-def summary(splits: Iterable, gather) -> str | None:
+def summary(splits: Iterable, gather: Callable) -> str | None:
   """How much was passed over, of all processes; None: nothing.
 
   Args:
-    splits: of a dataset, the same in each process.
-    gather: processes.gather.
+    splits: of a dataset; parts of one share their faults.
+    gather: processes.gather, which each process has to call.
   """
-  # Parts of one split share theirs.
-  faults = list({id(s.faults): s.faults for s in splits if s.faults}.values())
-  known = json.dumps([sorted(each.why) for each in faults])
-  everywhere = [json.loads(text) for text in gather('faults', known)]
-  counted = []
-  for each, *found in zip(faults, *everywhere, strict=True):
-    if count := len(set().union(*found)):
-      counted.append(f'{count:,} of {each.length:,} records of {each.split}')
-  return f'damaged and passed over: {", ".join(counted)}' if counted else None
+  known = {
+    split.faults.split: (split.faults.length, sorted(split.faults.why))
+    for split in splits
+    if split.faults is not None
+  }
+  lengths, found = {}, {}
+  for text in gather('faults', json.dumps(known)):  # Each reads its own part.
+    for split, (length, rows) in json.loads(text).items():
+      lengths[split] = length
+      found[split] = found.get(split, set()) | set(rows)
+  counted = ', '.join(
+    f'{len(rows):,} of {lengths[split]:,} records of {split}'
+    for split, rows in found.items()
+    if rows
+  )
+  return f'damaged and passed over: {counted}' if counted else None
 
 
 def _rows(rows: np.ndarray | None, places: np.ndarray) -> np.ndarray:

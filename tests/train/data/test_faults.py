@@ -430,7 +430,7 @@ def test_a_cache_is_made_again_where_the_files_have_been_mended(
 
 def config(folder, on_error='skip', **fields):
   return runs.config(
-    total_steps=24, log_every=4, eval_every=24, checkpoint_every=24,
+    total_steps=48, log_every=4, eval_every=48, checkpoint_every=48,
     data=config_lib.Data(
       name='animals', data_dir=str(folder), image_size=8, batch_size=8,
       on_error=on_error, **fields,
@@ -448,7 +448,7 @@ def test_a_run_says_at_its_end_how_much_it_passed_over(
   assert (
     'damaged and passed over: 1 of 64 records of train, 1 of 20 records of test'
   ) in said
-  written = tmp_path / 'run' / 'evaluations' / 'test-24.json'
+  written = tmp_path / 'run' / 'evaluations' / 'test-48.json'
   assert json.loads(written.read_text())['count'] == 19
   # Of 19 and not of 20.
   assert (results['test/accuracy'] * 19) % 1 == pytest.approx(0, abs=1e-6)
@@ -491,11 +491,11 @@ def test_readers_that_died_start_again_and_nothing_else_changes(
 ):
   hurt(folder, 'flipped')
   loop.train_and_evaluate(config(folder), tmp_path / 'whole')
-  killed_at(monkeypatch, (2, 11))
+  killed_at(monkeypatch, (6,))
   loop.train_and_evaluate(config(folder, num_workers=2), tmp_path / 'killed')
   said = capsys.readouterr().out
-  assert said.count('died with code -9 (SIGKILL') == 2
-  assert said.count('they start again') == 2
+  assert said.count('died with code -9 (SIGKILL') == 1
+  assert said.count('they start again') == 1
   lines = [
     (tmp_path / run / 'metrics.jsonl').read_text()
     for run in ('whole', 'killed')
@@ -525,9 +525,14 @@ def test_a_reader_that_died_is_one_line_and_nothing_is_lost(
   )
   assert 'Traceback' not in ''.join(said)
   # Some batches had been read ahead; each was used, and the last step is saved.
-  assert 6 <= len(came) < 24
+  assert 6 <= len(came) < 48
   assert (killed / 'checkpoints' / f'{len(came)}').is_dir()
-  loop.train_and_evaluate(settings, killed)
+  # Resumed by the other policy: where nothing is damaged they are the same.
+  loop.train_and_evaluate(config(folder, 'skip'), killed)
+  assert (
+    "resuming with config.data.on_error 'skip', which was 'raise'"
+    in capsys.readouterr().out
+  )
   assert runs.digest(whole) == runs.digest(killed)
 
 
