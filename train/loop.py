@@ -9,7 +9,6 @@ from train import checkpoint
 from train import config as config_lib
 from train import control
 from train import evaluate
-from train import processes
 from train import program as program_lib
 from train import progress as progress_lib
 from train import signals
@@ -17,10 +16,8 @@ from train import state as state_lib
 from train import transfer
 from train import workdir as workdir_lib
 from train import writer as writer_lib
-from train.data import faults
 from train.data import pipeline
 from train.data import sources
-from train.data import workers
 
 
 def train_and_evaluate(
@@ -85,11 +82,8 @@ def run(
       between=lambda: signals.check('stopped before the test, trained, saved'),
     )
     evaluate.write(workdir, program.test_split, step, results)
-    splits = program.dataset.splits.values()
-    if passed_over := faults.summary(splits, processes.gather):
-      progress.say(passed_over)
-    # This line says: finished and saved.
-    writer.evaluated(step, evaluate.scalars(results, 'test'))
+    program.dataset.say_damage(progress.say)
+    writer.evaluated(step, evaluate.scalars(results, 'test'))  # Says: finished.
     if checkpoints.failed:
       raise checkpoint.SaveError('finished, but a checkpoint was not saved')
     return evaluate.scalars(results, 'test')
@@ -147,12 +141,10 @@ def fit(
       if is_due(config.log_every):
         state_lib.check_finite(state, config)
         writer.train(step, metrics)
-  except (signals.Stopped, workers.ReaderError) as ended:
-    # All processes stop together; a reader that died is one process's alone.
-    if isinstance(ended, signals.Stopped) or processes.count() == 1:
-      state_lib.check_finite(state, config)
-      checkpoints.save(state, step)
-      checkpoints.require(step)
+  except (signals.Stopped, pipeline.ReaderError):
+    state_lib.check_finite(state, config)
+    checkpoints.save(state, step)
+    checkpoints.require(step)
     raise
   finally:
     batches.close()  # Worker processes end with it.

@@ -15,6 +15,7 @@ import json
 import numpy as np
 
 from train import config as config_lib
+from train import processes
 
 # Of a split's records. Where more is damaged, something else is wrong.
 MOST_DAMAGED = 0.1
@@ -149,12 +150,12 @@ def together(why: dict[int, str]) -> Iterable[tuple[list[int], str]]:
   return [([row for _, row in run], key[1]) for key, run in runs]
 
 
-def summary(splits: Iterable, gather: Callable) -> str | None:
-  """How much was passed over, of all processes; None: nothing.
+def say_sum(splits: Iterable, say: Callable[[str], None]):
+  """How much was passed over, if any; to be called by all processes.
 
   Args:
     splits: of a dataset; parts of one share their faults.
-    gather: processes.gather, which each process has to call.
+    say: takes a line for the user.
   """
   known = {
     split.faults.split: (split.faults.length, sorted(split.faults.why))
@@ -162,7 +163,8 @@ def summary(splits: Iterable, gather: Callable) -> str | None:
     if split.faults is not None
   }
   lengths, found = {}, {}
-  for text in gather('faults', json.dumps(known)):  # Each reads its own part.
+  # Each process reads examples of its own.
+  for text in processes.gather('faults', json.dumps(known)):
     for split, (length, rows) in json.loads(text).items():
       lengths[split] = length
       found[split] = found.get(split, set()) | set(rows)
@@ -171,7 +173,8 @@ def summary(splits: Iterable, gather: Callable) -> str | None:
     for split, rows in found.items()
     if rows
   )
-  return f'damaged and passed over: {counted}' if counted else None
+  if counted:
+    say(f'damaged and passed over: {counted}')
 
 
 def _rows(rows: np.ndarray | None, places: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 
 from train import mesh as mesh_lib
 from train import partition
+from train.data import faults
 from train.data import records
 from train.data import sources
 from train.data import workers
@@ -31,6 +32,7 @@ _ORDERED_STEPS = 256  # Steps whose order is sent at once to a resident split.
 _PREFETCH = 2
 _STEPS = 2**31 - 1  # No run has more: a step is an int32.
 
+ReaderError = workers.ReaderError
 Arrays = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
@@ -96,6 +98,7 @@ def train_batches(
 
   Raises:
     UserError: by next, a record cannot be decoded.
+    ReaderError: by next, a process that decodes them died.
   """
   order = Order(seed, len(split), batch_size)
   if resident_bytes is None:
@@ -166,7 +169,9 @@ def _read_in_order(
   places = step * batch_size + rows
   within = np.minimum(places, len(split) - 1)
   batch = split.take(within)
-  return batch | {'mask': (places < len(split)) & split.are_whole(within)}
+  return batch | {
+    'mask': (places < len(split)) & faults.are_whole(split, within)
+  }
 
 
 def _resident(split, order: Order, step: int, mesh) -> Iterator[Batch]:

@@ -114,10 +114,6 @@ class Records:
       slots = slots[[row in found for row in rows.tolist()]] if found else ()
     return batch
 
-  def are_whole(self, places: np.ndarray) -> np.ndarray:
-    """Which of the examples that were taken are those of their places."""
-    return faults_lib.are_whole(self, places)
-
   def find_damaged(self, rows: Sequence[int]) -> set[int]:
     """Which of the source's `rows` are damaged, or an error as in take."""
     found = set()

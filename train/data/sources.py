@@ -77,17 +77,13 @@ class Split:
     rows = places if self.rows is None else self.rows[places]
     return {key: array[rows] for key, array in self.arrays.items()}
 
-  def are_whole(self, places: np.ndarray) -> np.ndarray:
-    """Which of the examples are those of their places, bool [m]."""
-    return faults_lib.are_whole(self, places)
-
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """A dataset's splits, and what a model needs to know of it.
 
   A split is a Split, or records.Records where the set is larger than
-  CACHED_BYTES: both have len, specs, nbytes, part, take and are_whole.
+  CACHED_BYTES: both have len, specs, nbytes, faults, part and take.
   """
 
   name: str
@@ -107,6 +103,10 @@ class Dataset:
   def input_shape(self) -> tuple[int, ...]:
     """The shape of one input: (H, W, C), (D,), or (T,) of tokens."""
     return self.splits['train'].specs[self.input_key].shape
+
+  def say_damage(self, say: Callable[[str], None]):
+    """How much was passed over, if any; to be called by all processes."""
+    faults_lib.say_sum(self.splits.values(), say)
 
 
 def load(
@@ -390,7 +390,7 @@ def _decode(split: records.Records):
     for start in range(0, len(split), _CHUNK):
       rows = np.arange(start, min(start + _CHUNK, len(split)))
       chunk = split.take(rows)
-      for i, whole in enumerate(split.are_whole(rows)):
+      for i, whole in enumerate(faults_lib.are_whole(split, rows)):
         if whole:
           yield {key: values[i] for key, values in chunk.items()}
         else:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from train import config as config_lib
+from train.data import faults
 from train.data import sources
 
 
@@ -46,7 +47,7 @@ def pick_classes(
       )
     labels = numbers[split.arrays['label']]
     # Of a damaged example the class is not known: it belongs to none.
-    picked = (labels >= 0) & split.are_whole(np.arange(len(labels)))
+    picked = (labels >= 0) & faults.are_whole(split, np.arange(len(labels)))
     splits[name] = dataclasses.replace(
       split,
       arrays=split.arrays | {'label': labels},

@@ -19,6 +19,7 @@ from absl import flags
 import jax
 import numpy as np
 
+from train import processes as processes_lib
 from train import progress
 from train.data import records
 from train.data import sources
@@ -33,7 +34,13 @@ Arrays = dict[str, np.ndarray]
 
 
 class ReaderError(Exception):
-  """A worker process died; what is saved stays, and the run can go on."""
+  """A worker process died; what has been trained can be saved."""
+
+  exit_code = 1
+
+
+class SharedReaderError(Exception):
+  """As ReaderError, of one of several processes, which save together alone."""
 
   exit_code = 1
 
@@ -71,14 +78,12 @@ def arrays(
     except _Died as death:
       deaths += 1
       if split.faults is None:
-        raise ReaderError(
+        raise _error(
           f'{death}; the same command goes on from the last checkpoint, and '
           "config.data.on_error='skip' starts readers again"
         ) from None
       if deaths > _MOST_DEATHS:
-        raise ReaderError(f'{death}, {deaths} times before a batch came') from (
-          None
-        )
+        raise _error(f'{death}, {deaths} times before a batch came') from (None)
       progress.say(f"config.data.on_error is 'skip': {death}; they start again")
 
 
@@ -172,12 +177,18 @@ def _watched(call: Callable[[], Any], processes: set) -> Any:
       atexit.register(
         os._exit, ReaderError.exit_code
       )  # Grain would wait again.
-      raise ReaderError(
+      raise _error(
         'a process that reads the data died with code '
         f'{_named(next(filter(None, codes)))}, and the others do not answer; '
         'the same command goes on from the last checkpoint'
       )
   return done.result()
+
+
+def _error(text: str) -> Exception:
+  return (ReaderError if processes_lib.count() == 1 else SharedReaderError)(
+    text
+  )
 
 
 def _named(code: int) -> str:

@@ -23,6 +23,7 @@ from train import loop
 from train import mesh as mesh_lib
 from train.data import builders
 from train.data import embedded
+from train.data import faults
 from train.data import pipeline
 from train.data import sources
 from train.data import subset
@@ -271,7 +272,9 @@ def test_a_damaged_place_is_taken_by_the_next_example_that_reads(
   for place in reversed(range(64)):
     example = found.take(np.array([place]))
     assert np.array_equal(example['image'][0], expected['image'][place])
-  assert [*np.flatnonzero(~found.are_whole(np.arange(64)))] == sorted(rows)
+  assert [*np.flatnonzero(~faults.are_whole(found, np.arange(64)))] == sorted(
+    rows
+  )
 
 
 def test_one_that_stands_in_is_of_the_same_part(whole, folder, kind):
