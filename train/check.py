@@ -172,6 +172,7 @@ def _check_recipe(config: config_lib.Config, require):
   require(decay is None or 0 < decay < 1, 'ema_decay', 'it must be within 0, 1')
   for path, names in (
     ('on_save_error', config_lib.ON_SAVE_ERROR),
+    ('data.on_error', config_lib.ON_DATA_ERROR),
     ('dtype', config_lib.DTYPES),
     ('kernels', config_lib.KERNELS),
     ('partition', config_lib.PARTITIONS),

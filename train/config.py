@@ -48,6 +48,9 @@ class Data:
   image_size: int | None = None  # Height and width, where images vary.
   sequence_length: int | None = None  # Of a text's windows; None: the data's.
   num_workers: int = 0  # Processes that decode a set larger than memory.
+  # A damaged record, a missing file, a reader process that dies: 'raise' ends
+  # the run with a line; 'skip' passes over it, says so, and counts it.
+  on_error: str = 'raise'
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -156,6 +159,7 @@ KERNELS = (
 )
 NORMALIZE = ('mean_std', 'unit', 'symmetric')
 DTYPES = ('float32', 'bfloat16', 'float64')
+ON_DATA_ERROR = ('raise', 'skip')
 ON_SAVE_ERROR = ('continue', 'stop')
 PARTITIONS = ('jit', 'shard_map')
 # Of jax.checkpoint_policies: the results of products and convolutions, all or

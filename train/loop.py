@@ -40,8 +40,7 @@ def train_and_evaluate(
     UserError: a mistake in the config or the workdir, before anything compiles.
     NonFiniteError: the run diverged; earlier checkpoints stay.
     Stopped: a signal ended the run early, after saving.
-    SaveError: the run finished and a save failed, or its numbers could not be
-      written.
+    SaveError: the disk did not take what was to be saved.
   """
   with signals.listen():
     return run(program_lib.create(config, dataset), workdir)
@@ -83,8 +82,8 @@ def run(
       between=lambda: signals.check('stopped before the test, trained, saved'),
     )
     evaluate.write(workdir, program.test_split, step, results)
-    # This line says: finished and saved.
-    writer.evaluated(step, evaluate.scalars(results, 'test'))
+    program.dataset.say_damage(progress.say)
+    writer.evaluated(step, evaluate.scalars(results, 'test'))  # Says: finished.
     if checkpoints.failed:
       raise workdir_lib.SaveError('finished, but a checkpoint was not saved')
     return evaluate.scalars(results, 'test')
@@ -142,7 +141,7 @@ def fit(
       if is_due(config.log_every):
         state_lib.check_finite(state, config)
         writer.train(step, metrics)
-  except signals.Stopped:
+  except (signals.Stopped, pipeline.ReaderError):
     state_lib.check_finite(state, config)
     checkpoints.save(state, step)
     checkpoints.require(step)

@@ -122,6 +122,7 @@ def create(
       config.data.data_dir,
       image_size=config.data.image_size,
       sequence_length=config.data.sequence_length,
+      on_error=config.data.on_error,
       say=say,
     )
   dataset = subset.pick_classes(dataset, config.data.classes)

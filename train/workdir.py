@@ -30,11 +30,12 @@ _UNREADABLE = (
 # A network's file systems show a new file to other machines after a while.
 _SHARED_SECONDS = 60
 
-# What resuming may change without becoming another experiment.
+# What resuming may change without becoming another experiment. That
+# data.on_error may: both pick the same examples, until 'raise' ends the run.
 _MAY_DIFFER = (
   'log_every', 'eval_every', 'checkpoint_every', 'keep_best', 'tensorboard',
-  'on_save_error',
-  'data.num_workers', 'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'partition',
+  'on_save_error', 'data.num_workers', 'data.on_error',
+  'mesh.data', 'mesh.fsdp', 'mesh.tensor', 'partition',
 )  # fmt: skip
 
 

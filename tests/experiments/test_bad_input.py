@@ -484,6 +484,7 @@ RECIPES = [
   *field('data.image_size', '0', '-8', '8.5', 'x', 'true'),
   *field('data.image_size', '8', config=SVM),
   *field('data.num_workers', '-1', '0.5', 'x', 'none'),
+  *field('data.on_error', 'x', '3', 'none', ''),
   # Another workdir's parameters: more in the part on workdirs.
   *field('init_from', '', '3', 'true', '(1, 2)', 'nosuch', '.', '/dev/null',
          'nosuch:best', 'nosuch:3', '/proc/nowhere'),

@@ -25,6 +25,7 @@ from train import config as config_lib
 from train import signals
 
 _INDEX = 'index.json'
+_DAMAGED = 'damaged'  # In the index: row -> what is wrong with its record.
 _REPORT_SECONDS = 5
 
 
@@ -67,15 +68,16 @@ def locked(path: pathlib.Path) -> filelock.BaseFileLock:
 
 def open_or_decode(
   path: pathlib.Path,
-  decode: Callable[[], tuple[int, Iterator[Mapping[str, np.ndarray]]]],
+  decode: Callable[[], tuple[int, Iterator[Mapping[str, np.ndarray] | str]]],
   say: Callable[[str], None],
 ) -> dict[str, np.ndarray]:
   """The split at `path`, key -> read-only memory map [n, ...].
 
   Args:
     path: the split's folder, made by this function alone.
-    decode: gives the number of examples and an iterator over them; called only
-      where the folder is missing or damaged.
+    decode: gives the number of examples and an iterator over them, where a
+      damaged one is a word on what is wrong; called only where the folder is
+      missing or damaged.
     say: takes a line for the user.
   """
   if (arrays := _open(path, say)) is not None:
@@ -93,6 +95,18 @@ def open_or_decode(
   return arrays
 
 
+def damaged(path: pathlib.Path) -> dict[int, str]:
+  """Row -> what was wrong with its record when that split was decoded."""
+  index = json.loads((path / _INDEX).read_text())
+  return {int(row): why for row, why in index.get(_DAMAGED, {}).items()}
+
+
+def remove(path: pathlib.Path):
+  """Removes a split, so that it is decoded anew."""
+  with locked(path):
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _open(path: pathlib.Path, say) -> dict[str, np.ndarray] | None:
   """The arrays, or None where they are missing or not as long as they were."""
   index = path / _INDEX
@@ -101,6 +115,7 @@ def _open(path: pathlib.Path, say) -> dict[str, np.ndarray] | None:
   try:
     arrays = {}
     sizes = json.loads(index.read_text())
+    sizes = {key: size for key, size in sizes.items() if key != _DAMAGED}
     if not sizes:
       raise ValueError('it names no file')
     for key, size in sizes.items():
@@ -122,9 +137,11 @@ def _write(path: pathlib.Path, length: int, examples, say):
     tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent)
   )
   try:
-    arrays, row = {}, -1
+    arrays, wrong, row = {}, {}, -1
     reported = time.monotonic()
     for row, example in enumerate(examples):
+      if isinstance(example, str):
+        wrong[row], example = example, {}  # Zeros stay in its place.
       for key, value in example.items():
         if key not in arrays:
           arrays[key] = np.lib.format.open_memmap(
@@ -142,8 +159,10 @@ def _write(path: pathlib.Path, length: int, examples, say):
       raise OSError(f'{path.name} gave {row + 1} examples of {length}')
     for array in arrays.values():
       array.flush()
-    sizes = {key: (folder / f'{key}.npy').stat().st_size for key in arrays}
-    (folder / _INDEX).write_text(json.dumps(sizes))
+    index = {key: (folder / f'{key}.npy').stat().st_size for key in arrays}
+    if wrong:
+      index[_DAMAGED] = wrong
+    (folder / _INDEX).write_text(json.dumps(index))
     folder.rename(path)
   except BaseException:
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ import numpy as np
 
 from train import mesh as mesh_lib
 from train import partition
+from train.data import faults
 from train.data import records
 from train.data import sources
 from train.data import workers
@@ -31,6 +32,7 @@ _ORDERED_STEPS = 256  # Steps whose order is sent at once to a resident split.
 _PREFETCH = 2
 _STEPS = 2**31 - 1  # No run has more: a step is an int32.
 
+ReaderError = workers.ReaderError
 Arrays = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
@@ -96,6 +98,7 @@ def train_batches(
 
   Raises:
     UserError: by next, a record cannot be decoded.
+    ReaderError: by next, a process that decodes them died.
   """
   order = Order(seed, len(split), batch_size)
   if resident_bytes is None:
@@ -144,6 +147,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Every example once, in order; 'mask' is False where the last is padded.
 
+  And where an example is damaged, so that none counts in its place.
+
   Args, errors and closing are those of train_batches; `batch_size` must divide
   over the mesh.
   """
@@ -162,8 +167,11 @@ def _read_in_order(
   batch_size: int, rows: np.ndarray, split, step: int
 ) -> Arrays:
   places = step * batch_size + rows
-  batch = split.take(np.minimum(places, len(split) - 1))
-  return batch | {'mask': places < len(split)}
+  within = np.minimum(places, len(split) - 1)
+  batch = split.take(within)
+  return batch | {
+    'mask': (places < len(split)) & faults.are_whole(split, within)
+  }
 
 
 def _resident(split, order: Order, step: int, mesh) -> Iterator[Batch]:

@@ -5,7 +5,10 @@ where the decoded cache needs microseconds, but no second copy on the disk. The
 cache is filled through here too, so that both give the same examples.
 """
 
+from collections.abc import Iterator
+from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import io
@@ -17,10 +20,13 @@ import numpy as np
 from PIL import Image
 
 from train import config as config_lib
+from train.data import faults as faults_lib
 
 # Pillow's names for the channels that TFDS encodes images with.
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 _MOST_THREADS = 16
+# What array_record raises where its files are damaged or gone.
+_READ_ERRORS = (RuntimeError, OSError, ValueError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Records:
     image_size: S, where images are resized and cropped to [S, S, C].
     rows: which of the source's records belong to the split; None: all.
     threads: how many decode at once; None: one a core.
+    faults: what is damaged, which is then passed over; None: it is an error.
   """
 
   name: str
@@ -61,6 +68,7 @@ class Records:
   image_size: int | None = None
   rows: np.ndarray | None = None
   threads: int | None = None
+  faults: faults_lib.Faults | None = None
 
   def __len__(self) -> int:
     return len(self.source) if self.rows is None else len(self.rows)
@@ -77,32 +85,118 @@ class Records:
 
   def has_labels(self) -> bool:
     """Whether the first record's label is not -1, which is TFDS's for none."""
-    record = self._read(np.zeros(1, int))[0]
-    return not self.classes or self._parse(record, 0)[1] != -1
+    for row in range(len(self)):
+      read, found = self._read(np.array([row]))
+      try:
+        if not found:
+          return not self.classes or self._parse(read[0])[1] != -1
+      except faults_lib.Fault as fault:
+        found = {row: str(fault)}
+      self._note(found)
+    return False
 
   def take(self, places: np.ndarray) -> dict[str, np.ndarray]:
     """The examples at `places` [m], decoded: key -> [m, ...].
 
+    In the place of a damaged one, where `faults` allows it, is the next one.
+
     Raises:
       UserError: a record cannot be read or decoded, or its label is no class.
     """
-    rows = places if self.rows is None else self.rows[places]
-    read = self._read(rows)
-    batch = {
-      key: np.empty((len(rows), *spec.shape), spec.dtype)
+    batch = self._empty(len(places))
+    slots = np.arange(len(places))
+    while len(slots):
+      if self.faults is not None:
+        places = self.faults.mend(self.rows, places)
+      rows = (places if self.rows is None else self.rows[places])[slots]
+      found = self._fill(batch, slots, rows)
+      self._note(found)
+      slots = slots[[row in found for row in rows.tolist()]] if found else ()
+    return batch
+
+  def find_damaged(self, rows: Sequence[int]) -> set[int]:
+    """Which of the source's `rows` are damaged, or an error as in take."""
+    found = set()
+    for row in rows:
+      batch = self._empty(1)
+      fault = self._fill(batch, np.zeros(1, int), np.array([row]))
+      self._note(fault)
+      found |= set(fault)
+    return found
+
+  def check_files(self):
+    """Notes the files that are missing, before a step meets one of them.
+
+    Raises:
+      UserError: one is, and that is an error.
+    """
+    import tensorflow_datasets as tfds
+
+    for file, rows in self._files():
+      if not tfds.core.Path(file).exists():
+        if self.faults is None:
+          raise config_lib.UserError(
+            f'config.data.name is {self.name!r}, whose file {file} with the '
+            f'records {rows[0]} to {rows[-1]} of split {self.split} is '
+            f'missing; {faults_lib.HINT}'
+          )
+        self.faults.add(rows, f'cannot be read: {file} is missing')
+
+  def _files(self) -> Iterator[tuple[str, range]]:
+    """The split's files, and the rows that each holds."""
+    start = 0
+    split = self.source.dataset_info.splits[self.split]
+    for file in split.file_instructions:
+      yield file.filename, range(start, start + file.take)
+      start += file.take
+
+  def _note(self, found: dict[int, str]):
+    """Adds to the faults, or raises the first of them."""
+    for row, why in found.items():
+      if self.faults is None:
+        raise config_lib.UserError(
+          f'config.data.name is {self.name!r}, whose record {row} of split '
+          f'{self.split} {why}; {faults_lib.HINT}'
+        )
+      if row not in self.faults.why:
+        self.faults.add(self._alike(row, why), why)
+
+  def _alike(self, row: int, why: str) -> Sequence[int]:
+    """The rows of a file of which nothing can be read, or this row alone."""
+    rows = next(rows for _, rows in self._files() if row in rows)
+    for other in (rows[0], rows[-1]):
+      # What is wrong with one record is said with its place in the file.
+      if self._read(np.array([other]))[1].get(other) != why:
+        return [row]
+    return rows
+
+  def _empty(self, count: int) -> dict[str, np.ndarray]:
+    return {
+      key: np.empty((count, *spec.shape), spec.dtype)
       for key, spec in self.specs.items()
     }
 
-    def decode(slots: np.ndarray):
-      for i in slots:
-        value, label = self._decode(read[i], rows[i])
-        batch[self._key][i], batch['label'][i] = value, label
+  def _fill(
+    self, batch: dict[str, np.ndarray], slots: np.ndarray, rows: np.ndarray
+  ) -> dict[int, str]:
+    """Decodes `rows` into these slots of a batch; returns row -> its fault."""
+    read, found = self._read(rows)
+
+    def decode(which: np.ndarray):
+      for i in which:
+        if read[i] is None:
+          continue
+        try:
+          value, label = self._decode(read[i])
+          batch[self._key][slots[i]], batch['label'][slots[i]] = value, label
+        except faults_lib.Fault as fault:
+          found[int(rows[i])] = str(fault)
 
     threads = self.threads or min(os.cpu_count() or 1, _MOST_THREADS)
     # Pillow leaves the interpreter to other threads while it decodes.
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
       list(pool.map(decode, np.array_split(np.arange(len(rows)), threads)))
-    return batch
+    return dict(sorted(found.items()))
 
   @property
   def _key(self) -> str:
@@ -118,55 +212,59 @@ class Records:
       return None
     return {self._key: tfds.decode.SkipDecoding()}
 
-  def _read(self, rows: np.ndarray) -> list[bytes]:
-    """The records, all at once: twenty times the speed of one by one."""
-    try:
-      return self.source.__getitems__(rows.tolist())
-    except Exception as error:  # Whatever array_record finds in its files.
-      raise config_lib.UserError(
-        f'config.data.name is {self.name!r}, whose split {self.split} cannot '
-        f'be read: {config_lib.first_line(error)}'
-      ) from None
+  def _read(
+    self, rows: np.ndarray
+  ) -> tuple[list[bytes | None], dict[int, str]]:
+    """The records, None for each that cannot be read, and why it cannot."""
+    rows = rows.tolist()
+    # All at once: twenty times the speed of one by one.
+    with contextlib.suppress(*_READ_ERRORS):
+      return self.source.__getitems__(rows), {}
+    read, found = [], {}
+    for row in rows:  # array_record does not say which it was.
+      try:
+        read.append(self.source[row])
+      except _READ_ERRORS as error:
+        read.append(None)
+        found[row] = f'cannot be read: {config_lib.first_line(error)}'
+    return read, found
 
-  def _where(self, row: int) -> str:
-    return (
-      f'config.data.name is {self.name!r}, whose record {row} of split '
-      f'{self.split}'
-    )
-
-  def _parse(self, record: bytes, row: int) -> tuple[Any, int | float]:
+  def _parse(self, record: bytes) -> tuple[Any, int | float]:
     """The input, images still encoded, and the label."""
     try:
       example = self.source.dataset_info.features.deserialize_example_np(
         record, decoders=self._decoders
       )
       return example[self._key], example['label']
+    except MemoryError:  # No fault of the record's, here and below.
+      raise
     except Exception as error:  # Protobuf's, or a key that is not there.
-      raise config_lib.UserError(
-        f'{self._where(row)} cannot be read: {config_lib.first_line(error)}'
+      raise faults_lib.Fault(
+        f'cannot be read: {config_lib.first_line(error)}'
       ) from None
 
-  def _decode(self, record: bytes, row: int) -> tuple[np.ndarray, int | float]:
+  def _decode(self, record: bytes) -> tuple[np.ndarray, int | float]:
     """The input and the label, checked."""
-    value, label = self._parse(record, row)
+    value, label = self._parse(record)
     spec = self.specs[self._key]
     if self._decoders:
       try:
         value = decode_image(value, spec.shape[-1], self.image_size)
+      except MemoryError:
+        raise
       except Exception as error:  # Pillow alone raises six kinds.
-        raise config_lib.UserError(
-          f'{self._where(row)} cannot be decoded: '
-          f'{config_lib.first_line(error)}'
+        raise faults_lib.Fault(
+          f'cannot be decoded: {config_lib.first_line(error)}'
         ) from None
     if np.shape(value) != spec.shape:
-      raise config_lib.UserError(
-        f'{self._where(row)} holds {self._key} of the shape '
-        f'{np.shape(value)}; the others have {spec.shape}'
+      raise faults_lib.Fault(
+        f'holds {self._key} of the shape {np.shape(value)}; the others have '
+        f'{spec.shape}'
       )
     if self.classes and not 0 <= label < len(self.classes):
-      raise config_lib.UserError(
-        f'{self._where(row)} has the label {label}; its {len(self.classes)} '
-        f'classes are 0 to {len(self.classes) - 1}, {_shortened(self.classes)}'
+      raise faults_lib.Fault(
+        f'has the label {label}; its {len(self.classes)} classes are 0 to '
+        f'{len(self.classes) - 1}, {_shortened(self.classes)}'
       )
     return value, label
 

@@ -6,6 +6,7 @@ dataset.splits['train'].arrays['image']      # uint8 [1437, 8, 8, 1]
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -15,6 +16,7 @@ import numpy as np
 from train import config as config_lib
 from train import progress
 from train.data import cache
+from train.data import faults as faults_lib
 from train.data import prepare
 from train.data import records
 from train.data import synthetic
@@ -37,11 +39,13 @@ _WINDOW = 128  # Characters of a text, unless config.data.sequence_length.
 class Split:
   """Examples key -> [m, ...], of which `rows` (None: all) belong to the split.
 
-  `rows` keeps a held-out part from copying the memory map.
+  `rows` keeps a held-out part from copying the memory map. `faults` (None:
+  nothing) are damaged; in their places are the next ones that are whole.
   """
 
   arrays: dict[str, np.ndarray]
   rows: np.ndarray | None = None
+  faults: faults_lib.Faults | None = None
 
   def __len__(self) -> int:
     if self.rows is not None:
@@ -64,10 +68,12 @@ class Split:
   def part(self, places: np.ndarray) -> 'Split':
     """The examples at `places` as a split of their own."""
     rows = places if self.rows is None else self.rows[places]
-    return Split(self.arrays, rows)
+    return dataclasses.replace(self, rows=rows)
 
   def take(self, places: np.ndarray) -> dict[str, np.ndarray]:
     """The examples at `places`, each from 0 to len(self) - 1, in memory."""
+    if self.faults is not None:
+      places = self.faults.mend(self.rows, places)
     rows = places if self.rows is None else self.rows[places]
     return {key: array[rows] for key, array in self.arrays.items()}
 
@@ -77,7 +83,7 @@ class Dataset:
   """A dataset's splits, and what a model needs to know of it.
 
   A split is a Split, or records.Records where the set is larger than
-  CACHED_BYTES: both have len, specs, nbytes, part and take.
+  CACHED_BYTES: both have len, specs, nbytes, faults, part and take.
   """
 
   name: str
@@ -98,6 +104,10 @@ class Dataset:
     """The shape of one input: (H, W, C), (D,), or (T,) of tokens."""
     return self.splits['train'].specs[self.input_key].shape
 
+  def say_damage(self, say: Callable[[str], None]):
+    """How much was passed over, if any; to be called by all processes."""
+    faults_lib.say_sum(self.splits.values(), say)
+
 
 def load(
   name: str,
@@ -105,6 +115,7 @@ def load(
   *,
   image_size: int | None = None,
   sequence_length: int | None = None,
+  on_error: str = 'raise',
   say: Callable[[str], None] = progress.say,
 ) -> Dataset:
   """The dataset of that name, decoded on first use, or as it is read.
@@ -116,6 +127,8 @@ def load(
     image_size: S: each image's shorter side is resized to S and the middle
       taken, uint8 [S, S, C]. None: images stay as they are.
     sequence_length: T: of the windows of a text, or of synthetic sequences.
+    on_error: what a damaged record is: 'raise', an error; or 'skip', passed
+      over, by the rule of faults.py.
     say: takes lines for the user.
 
   Raises:
@@ -161,10 +174,16 @@ def load(
   example_bytes = sum(spec.nbytes for spec in specs.values())
   cached = sum(sizes.values()) * example_bytes <= CACHED_BYTES
 
-  def open_records(split: str) -> records.Records:
-    return records.Records(
-      name, split, _source(name, builder, split), specs, classes, image_size
+  def open_records(split: str, say=None) -> records.Records:
+    faults = None
+    if on_error == 'skip':
+      faults = faults_lib.Faults(name, split, sizes[split], say)
+    source = _source(name, builder, split)
+    opened = records.Records(
+      name, split, source, specs, classes, image_size, faults=faults
     )
+    opened.check_files()
+    return opened
 
   splits = {}
   for split in sizes:
@@ -174,12 +193,11 @@ def load(
       say(f'the test split of {name} has no labels and is left out')
       continue
     if cached:
-      arrays = cache.open_or_decode(
-        folder / split, lambda s=split: _decode(open_records(s)), say
-      )
-      splits[split] = Split(arrays)
+      faults = faults_lib.Faults(name, split, sizes[split], say)
+      read = functools.partial(open_records, split)
+      splits[split] = _open_cached(folder / split, read, faults, say)
     else:
-      splits[split] = open_records(split)
+      splits[split] = open_records(split, say)
   return Dataset(name, splits, classes)
 
 
@@ -239,9 +257,7 @@ def _text(
   _refuse_image_size(name, image_size)
   length = _WINDOW if sequence_length is None else sequence_length
   texts = {
-    split: '\n'.join(
-      example['text'].decode() for example in builder.as_data_source(split)
-    )
+    split: text.read(name, builder, split)
     for split in ('train', 'validation', 'test')
     if split in builder.info.splits
   }
@@ -345,14 +361,39 @@ def _source(name: str, builder, split: str):
     ) from None
 
 
+def _open_cached(
+  path: pathlib.Path,
+  read: Callable[[], records.Records],
+  faults: faults_lib.Faults,
+  say: Callable[[str], None],
+) -> Split:
+  """The split from the cache, and what was damaged when it was decoded."""
+
+  arrays = cache.open_or_decode(path, lambda: _decode(read()), say)
+  damaged = cache.damaged(path)
+  # A run that may not pass over them says so here; and whole ones may have
+  # been put in their place.
+  if damaged and read().find_damaged(sorted(damaged)) != set(damaged):
+    say(f'the data cache {path} is made again: its files have changed')
+    cache.remove(path)
+    arrays = cache.open_or_decode(path, lambda: _decode(read()), say)
+    damaged = cache.damaged(path)
+  for rows, why in faults_lib.together(damaged):
+    faults.add(rows, why)
+  return Split(arrays, faults=faults if damaged else None)
+
+
 def _decode(split: records.Records):
   """The number of examples, and an iterator over them, as the cache takes."""
 
   def examples():
     for start in range(0, len(split), _CHUNK):
-      stop = min(start + _CHUNK, len(split))
-      chunk = split.take(np.arange(start, stop))
-      for i in range(stop - start):
-        yield {key: values[i] for key, values in chunk.items()}
+      rows = np.arange(start, min(start + _CHUNK, len(split)))
+      chunk = split.take(rows)
+      for i, whole in enumerate(faults_lib.are_whole(split, rows)):
+        if whole:
+          yield {key: values[i] for key, values in chunk.items()}
+        else:
+          yield split.faults.why[start + i]
 
   return len(split), examples()

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from train import config as config_lib
+from train.data import faults
 from train.data import sources
 
 
@@ -45,8 +46,12 @@ def pick_classes(
         'by record, where labels are not known beforehand'
       )
     labels = numbers[split.arrays['label']]
-    splits[name] = sources.Split(
-      split.arrays | {'label': labels}, np.flatnonzero(labels >= 0)
+    # Of a damaged example the class is not known: it belongs to none.
+    picked = (labels >= 0) & faults.are_whole(split, np.arange(len(labels)))
+    splits[name] = dataclasses.replace(
+      split,
+      arrays=split.arrays | {'label': labels},
+      rows=np.flatnonzero(picked),
     )
   return dataclasses.replace(
     dataset,

@@ -12,6 +12,26 @@ from train import config as config_lib
 _MOST_CHARACTERS = 256  # A vocabulary of one byte each.
 
 
+def read(name: str, builder, split: str) -> str:
+  """The whole text of a TFDS builder's split.
+
+  Raises:
+    UserError: a record of it cannot be read. Windows cross records, so that
+      none of them can be passed over.
+  """
+  try:
+    return '\n'.join(
+      example['text'].decode() for example in builder.as_data_source(split)
+    )
+  except MemoryError:
+    raise
+  except Exception as error:  # array_record's, or protobuf's.
+    raise config_lib.UserError(
+      f'config.data.name is {name!r}, whose split {split} cannot be read: '
+      f'{config_lib.first_line(error)}; of a text no record is passed over'
+    ) from None
+
+
 def vocabulary(texts: Mapping[str, str]) -> tuple[str, ...]:
   """The characters of all splits in their order, [V].
 

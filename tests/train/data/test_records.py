@@ -528,7 +528,8 @@ def test_a_label_below_the_classes_is_one_line_with_its_place(
   prepare(tmp_path, example=staticmethod(unlabelled))
   assert message(tmp_path, monkeypatch) == (
     f"config.data.name is 'photographs', whose record {place(tmp_path)} of "
-    'split train has the label -1; its 3 classes are 0 to 2, ant, bee, cow'
+    'split train has the label -1; its 3 classes are 0 to 2, ant, bee, cow; '
+    "config.data.on_error='skip' passes over it"
   )
 
 
@@ -544,19 +545,26 @@ def test_a_label_above_the_classes_is_refused(tmp_path, monkeypatch):
   with pytest.raises(config_lib.UserError) as caught:
     load(tmp_path)
   assert str(caught.value).endswith(
-    'of split train has the label 2; its 2 classes are 0 to 1, ant, bee'
+    'of split train has the label 2; its 2 classes are 0 to 1, ant, bee; '
+    "config.data.on_error='skip' passes over it"
   )
 
 
 def test_a_file_that_is_gone_is_one_line(tmp_path, small):
   path = prepare(tmp_path)
   dataset = load(tmp_path)
-  next(path.glob('*train*')).unlink()
-  with pytest.raises(config_lib.UserError) as caught:
-    everything(dataset.splits['train'])
-  line = str(caught.value)
-  assert 'whose split train cannot be read: ' in line
-  assert '\n' not in line
+  file = next(path.glob('*train*'))
+  file.unlink()
+  for read in (
+    lambda: everything(dataset.splits['train']),
+    lambda: load(tmp_path),
+  ):
+    with pytest.raises(config_lib.UserError) as caught:
+      read()
+    line = str(caught.value)
+    assert 'split train' in line
+    assert str(file) in line
+    assert '\n' not in line
 
 
 @pytest.mark.parametrize('cached_bytes', [0, sources.CACHED_BYTES])
