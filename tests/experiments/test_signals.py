@@ -1,4 +1,7 @@
-"""Stopped by a signal, killed, or diverged: what is left is right to go on."""
+"""Stopped by a signal, killed, or diverged: what is left is right to go on.
+
+tests/faults has each phase of a run, and kills at many moments.
+"""
 
 import json
 import pathlib
@@ -33,12 +36,6 @@ MLP = (
   '--config.eval_every=40', '--config.checkpoint_every=50',
   '--config.model.widths=32,', '--config.schedule.name=linear_schedule',
   '--config.schedule.init_value=0.01', '--config.schedule.end_value=0.0',
-)  # fmt: skip
-# Each evaluation takes long, 431 batches, and no checkpoint is due.
-EVALUATING = (
-  '--config=digits_linear', '--config.total_steps=3', '--config.eval_every=1',
-  '--config.data.batch_size=1', '--config.data.validation_fraction=0.3',
-  '--config.keep_best=0',
 )  # fmt: skip
 
 
@@ -100,25 +97,6 @@ def both(quick):
 
 
 @pytest.mark.slow
-@both(signal.SIGINT)
-def test_a_signal_while_training_saves_that_step_and_loses_nothing(
-  unbroken, tmp_path, signum
-):
-  workdir = tmp_path / 'run'
-  with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
-    process.wait_for(r'^step +60/300 ')
-    process.send(signum)
-    assert process.end() == CODES[signum]
-  step = stopped_at(process.errors, 300)
-  assert 60 <= step < 300
-  assert saved(workdir)[-1] == step
-  assert not (workdir / 'curves.png').exists()
-  assert not re.search(rb'"test/', metrics(workdir))
-  finish(MLP, workdir)
-  check_equal(workdir, unbroken)
-
-
-@pytest.mark.slow
 def test_stopped_again_and_again_it_ends_with_the_same_bytes(
   run, unbroken, tmp_path
 ):
@@ -154,46 +132,6 @@ def test_a_signal_during_the_imports_stops_before_training(
   if signum == signal.SIGTERM:  # Slow: training from the start is known.
     finish(MLP, workdir)
     check_equal(workdir, unbroken)
-
-
-@pytest.mark.slow
-@both(signal.SIGTERM)
-def test_a_signal_while_compiling_is_heard_after_it(unbroken, tmp_path, signum):
-  workdir = tmp_path / 'run'
-  with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
-    process.wait_for('^workdir: ')
-    end = time.monotonic() + 60
-    while not (workdir / 'timing.jsonl').exists():  # Made just before.
-      assert time.monotonic() < end
-      time.sleep(0.01)
-    time.sleep(0.1)
-    process.send(signum)
-    assert process.end() == CODES[signum]
-  step = stopped_at(process.errors, 300)
-  assert step < 20
-  assert saved(workdir) == [step]
-  finish(MLP, workdir)
-  check_equal(workdir, unbroken)
-
-
-@pytest.mark.slow
-@both(signal.SIGINT)
-def test_a_signal_while_evaluating_saves_and_evaluates_again(tmp_path, signum):
-  workdir, unbroken = tmp_path / 'run', tmp_path / 'unbroken'
-  with process_lib.Process(
-    'launch', *EVALUATING, f'--workdir={workdir}'
-  ) as process:
-    process.wait_for(r'^step +1/3 .*eval/loss')
-    time.sleep(0.05)  # Step 2 is done by now, and its evaluation has begun.
-    process.send(signum)
-    assert process.end() == CODES[signum]
-  assert stopped_at(process.errors, 3) == 2
-  assert saved(workdir) == [2]
-  evaluated = re.findall(rb'"step": (\d+), "eval/', metrics(workdir))
-  assert evaluated == [b'1']  # Otherwise it was not while evaluating.
-  finish(EVALUATING, workdir)
-  finish(EVALUATING, unbroken)
-  check_equal(workdir, unbroken)
 
 
 @pytest.mark.parametrize(
@@ -345,21 +283,6 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
   kill_and_finish(
     tmp_path / 'run', unbroken, after, random.SystemRandom().uniform(0, most)
   )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('repeat', range(2))
-def test_a_run_killed_at_many_moments_goes_on_too(unbroken, tmp_path, repeat):
-  del repeat
-  chance = random.SystemRandom()
-  workdir = tmp_path / 'run'
-  for _ in range(2):  # Killed while it resumes, too.
-    with process_lib.Process('launch', *MLP, f'--workdir={workdir}') as process:
-      process.wait_for('^workdir: ')
-      time.sleep(chance.uniform(0, 4))
-      process.send(signal.SIGKILL)
-      process.end()
-  kill_and_finish(workdir, unbroken, '^workdir: ', chance.uniform(0, 4))
 
 
 # ---------------------------------------------------------------- divergence

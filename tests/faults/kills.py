@@ -11,7 +11,7 @@ from tests.faults import cases
 
 WHAT = 'kill -9 at a random instant'
 TRIALS = 200
-SHORT = (0,)
+SHORT = SLOW = (0,)
 
 
 def trial(i: int, folder: pathlib.Path) -> str:

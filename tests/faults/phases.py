@@ -24,7 +24,7 @@ PHASES = (
   'before the test',
 )
 TRIALS = len(PHASES)
-SHORT = (2,)
+SHORT = SLOW = (2, 5)  # Compiling, saving.
 _ASKED = 'stopping after saving; once more stops at once\n'
 
 

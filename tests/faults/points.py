@@ -33,7 +33,7 @@ SEQUENCES = (
   (_PARTS,),
 )
 TRIALS = len(SEQUENCES)
-SHORT = (6,)
+SHORT = SLOW = (14,)  # Between two processes
 
 
 def trial(i: int, folder: pathlib.Path) -> str:
