@@ -115,7 +115,7 @@ def test_two_processes_of_four_train_as_one_of_eight(alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim', [pytest.param(0, marks=pytest.mark.long), 1])
 def test_where_one_is_killed_the_other_says_so_and_all_resume(
   alone, tmp_path, victim
 ):

@@ -41,6 +41,7 @@ def test_an_lstm_forecasts_better_than_a_line_through_the_same_values(tmp_path):
   assert found['test/mean_squared_error'] < 0.1 * min(errors)
 
 
+@pytest.mark.long
 def test_an_lstm_adds_over_a_hundred_steps_and_a_plain_network_does_not(
   tmp_path,
 ):
@@ -55,6 +56,7 @@ def test_an_lstm_adds_over_a_hundred_steps_and_a_plain_network_does_not(
   assert errors['rnn'] > 0.03
 
 
+@pytest.mark.long
 def test_words_are_reversed_from_what_the_model_itself_has_written(tmp_path):
   config = load('reverse_seq2seq')
   found = loop.train_and_evaluate(config, tmp_path)

@@ -97,6 +97,7 @@ def both(quick):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_stopped_again_and_again_it_ends_with_the_same_bytes(
   run, unbroken, tmp_path
 ):

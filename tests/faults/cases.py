@@ -51,15 +51,14 @@ class Case:
       'XLA_FLAGS': '',
     }
 
-  def start(self, workdir) -> process_lib.Process:
+  def start(self, workdir, **environment) -> process_lib.Process:
     """The command, to be used as a context manager."""
-    return process_lib.Process(
-      'launch', *self.words(workdir), **self.environment()
-    )
+    environment |= self.environment()
+    return process_lib.Process('launch', *self.words(workdir), **environment)
 
-  def finish(self, workdir) -> process_lib.Process:
+  def finish(self, workdir, **environment) -> process_lib.Process:
     """The command to its end, which must be a good one."""
-    with self.start(workdir) as process:
+    with self.start(workdir, **environment) as process:
       code = process.end(300)
     assert (code, process.errors) == (0, ''), process.errors
     return process

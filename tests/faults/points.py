@@ -33,7 +33,7 @@ SEQUENCES = (
   (_PARTS,),
 )
 TRIALS = len(SEQUENCES)
-SHORT = SLOW = (14,)  # Between two processes
+SHORT = SLOW = (5,)  # The rename that makes a checkpoint.
 
 
 def trial(i: int, folder: pathlib.Path) -> str:

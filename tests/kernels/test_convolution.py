@@ -2,6 +2,7 @@
 
 import functools
 import random
+import sys
 
 import jax
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -114,21 +115,27 @@ def _name(case):
   return ' '.join(words).replace(', ', ',')
 
 
-def _drawn(count, fits, dtype='float32', kernel=True, start=0):
-  """Cases that fit; of what all kernels take with `kernel`."""
+def _drawn(
+  count, fits, dtype='float32', kernel=True, start=0, short=sys.maxsize
+):
+  """Cases that fit; of what all kernels take with `kernel`.
+
+  Those after the first `short` are long.
+  """
   found, seed = [], start
   while len(found) < count:
     case = _draw(seed, dtype, kernel)
     seed += 1
     if fits(case):
-      found.append(pytest.param(case, id=_name(case)))
+      marks = pytest.mark.long if len(found) >= short else ()
+      found.append(pytest.param(case, id=_name(case), marks=marks))
   return found
 
 
-XLAS = _drawn(240, lambda case: True, kernel=False)
+XLAS = _drawn(240, lambda case: True, kernel=False, short=60)
 XLAS_WIDE = _drawn(24, lambda case: True, 'float64', kernel=False, start=1000)
 # Most with few borders; some with all.
-TPUS = _drawn(44, lambda case: _products(case) <= 9)
+TPUS = _drawn(44, lambda case: _products(case) <= 9, short=20)
 TPUS += _drawn(4, lambda case: 9 < _products(case) <= 50, start=500)
 TPUS_NARROW = _drawn(
   10, lambda case: _products(case) <= 9, 'bfloat16', start=700

@@ -16,8 +16,10 @@ from tests import conftest
 
 FAMILIES = [
   'mlp',
+  # The longest, whose parts the CNN has too.
+  pytest.param('resnet', marks=[pytest.mark.slow, pytest.mark.long]),
   *(pytest.param(name, marks=pytest.mark.slow) for name in meshes.MODELS
-    if name != 'mlp'),
+    if name not in ('mlp', 'resnet')),
 ]  # fmt: skip
 
 NORMS = ('cnn', 'resnet')  # The families with batch norms.

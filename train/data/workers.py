@@ -83,7 +83,8 @@ def arrays(
           "config.data.on_error='skip' starts readers again"
         ) from None
       if deaths > _MOST_DEATHS:
-        raise _error(f'{death}, {deaths} times before a batch came') from (None)
+        line = f'{death}, {deaths} times before a batch came'
+        raise _error(line) from None
       progress.say(f"config.data.on_error is 'skip': {death}; they start again")
 
 
@@ -174,9 +175,8 @@ def _watched(call: Callable[[], Any], processes: set) -> Any:
     codes = [p.exitcode for p in processes if p.name.startswith(_GRAIN)]
     left -= any(codes)
     if left <= 0:
-      atexit.register(
-        os._exit, ReaderError.exit_code
-      )  # Grain would wait again.
+      # Grain would wait again when Python ends.
+      atexit.register(os._exit, ReaderError.exit_code)
       raise _error(
         'a process that reads the data died with code '
         f'{_named(next(filter(None, codes)))}, and the others do not answer; '
@@ -186,9 +186,8 @@ def _watched(call: Callable[[], Any], processes: set) -> Any:
 
 
 def _error(text: str) -> Exception:
-  return (ReaderError if processes_lib.count() == 1 else SharedReaderError)(
-    text
-  )
+  kind = ReaderError if processes_lib.count() == 1 else SharedReaderError
+  return kind(text)
 
 
 def _named(code: int) -> str:
