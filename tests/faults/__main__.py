@@ -8,20 +8,17 @@ be stopped, and goes on.
 import collections
 from collections.abc import Sequence
 import concurrent.futures
-import importlib
 import json
 import multiprocessing
 import pathlib
 import sys
 import tempfile
-import time
 
 from absl import flags
 
 from experiments import command
+from tests.faults import trials
 from train import config as config_lib
-
-FOLDER = pathlib.Path(__file__).parent
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list(
@@ -39,35 +36,10 @@ flags.DEFINE_string(
 )
 
 
-def parts() -> dict[str, object]:
-  """Name -> module, which has WHAT, TRIALS, SHORT and trial(i, folder)."""
-  names = sorted(
-    file.stem
-    for file in FOLDER.glob('[a-z]*.py')
-    if '\ndef trial(' in file.read_text('utf-8')
-  )
-  return {n: importlib.import_module(f'tests.faults.{n}') for n in names}
-
-
-def attempt(part: str, i: int, folder: str) -> dict:
-  """Trial i of a part: what came of it, and how long it took."""
-  command.quiet()
-  start = time.monotonic()
-  result = {'part': part, 'trial': i, 'held': True}
-  own = pathlib.Path(folder) / f'{part}-{i}'
-  own.mkdir()
-  try:
-    module = importlib.import_module(f'tests.faults.{part}')
-    result['word'] = module.trial(i, own) or ''
-  except Exception as error:  # A promise that does not hold, or worse.
-    result |= {'held': False, 'word': f'{type(error).__name__}: {error}'}
-  return result | {'seconds': round(time.monotonic() - start, 1)}
-
-
 def main(argv: Sequence[str]):
   """Tries what has no result yet, and prints the table."""
   command.parse(FLAGS, argv, __doc__)
-  known = parts()
+  known = trials.parts()
   chosen = FLAGS.parts or list(known)
   for name in chosen:
     if name not in known:
@@ -90,7 +62,7 @@ def main(argv: Sequence[str]):
       FLAGS.jobs, mp_context=multiprocessing.get_context('spawn')
     ) as pool,
   ):
-    waiting = [pool.submit(attempt, *which, folder) for which in todo]
+    waiting = [pool.submit(trials.attempt, *which, folder) for which in todo]
     for n, future in enumerate(concurrent.futures.as_completed(waiting), 1):
       result = future.result()
       results[result['part'], result['trial']] = result

@@ -1,17 +1,10 @@
 """The short form of every part: the trials that it says are a fair share."""
 
-import importlib
-import pathlib
-import pkgutil
-
 import pytest
 
-PARTS = {}
-for _module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
-  if not _module.name.startswith(('_', 'test_')):
-    _part = importlib.import_module(f'tests.faults.{_module.name}')
-    if hasattr(_part, 'trial'):  # The others are what parts share.
-      PARTS[_module.name] = _part
+from tests.faults import trials
+
+PARTS = trials.parts()
 
 
 @pytest.mark.parametrize(
