@@ -29,7 +29,7 @@ from train import processes
 NAME = 'manifest.json'
 FORMAT = 1
 _LARGE = 2**20  # Bytes; smaller files are Orbax's, on what lies where.
-_CHUNK = 2**18  # Numbers that are hashed and looked at while in the cache.
+_CHUNK = 2**16  # Numbers that are hashed and looked at while in the cache.
 
 
 class DamagedError(config_lib.UserError):

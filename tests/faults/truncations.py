@@ -28,7 +28,10 @@ DAMAGE = {
   'a byte less': lambda data, draw: data[:-1],
   'zeroed': _zeroed,
 }
-# Orbax divides what it writes into files as it likes; as many as there are.
+# Orbax divides what it writes into files as it likes, some fifteen to twenty:
+# each has a turn, and some have two.
+_FILES = 24
+TRIALS = _FILES * len(DAMAGE)
 SHORT = (0, 13, 26, 33)
 _ENDS = {
   ' is missing': 'missing',
@@ -39,16 +42,12 @@ _ENDS = {
 }
 
 
-def __getattr__(name: str) -> int:
-  if name == 'TRIALS':  # Known once there is a checkpoint.
-    return len(trained.files(trained.NEW)) * len(DAMAGE)
-  raise AttributeError(name)
-
-
 def trial(i: int, folder: pathlib.Path) -> str | None:
   """One kind of damage to one file; the run is to resume from the older one."""
   where, kind = divmod(i, len(DAMAGE))
-  name = trained.files(trained.NEW)[where]
+  files = trained.files(trained.NEW)
+  assert len(files) <= _FILES
+  name = files[where % len(files)]
   trained.copy(folder, trained.OLD, trained.NEW)
   file = folder / trained.CHECKPOINTS / f'{trained.NEW}' / name
   before = file.read_bytes()
