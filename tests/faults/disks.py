@@ -285,7 +285,8 @@ def _at_save(workdir: pathlib.Path, save: int, policy: str, fault) -> str:
 
     def heal():
       if is_mounted:
-        assert _steps(workdir) == old, 'an older checkpoint is gone'
+        found = _steps(workdir)
+        assert found == old, f'there are {found}, not {old}'
         assert not _leftovers(workdir), _leftovers(workdir)
       seen.append(step)
       stack.close()
@@ -475,7 +476,8 @@ def _linked(folder, name) -> str:
 
 # ---------------------------------------------------------------- the trials
 
-_ROOM = (0, 0.1, 0.5, 0.95)  # Of what a save needs.
+# Of what a save needs, which is some pages more or less in each process.
+_ROOM = (0, 0.1, 0.5, 0.8)
 _CALLS = ('write', 'fsync', 'rename', 'mkdir')
 _POLICIES = ('continue', 'stop')
 _CASES = [
