@@ -351,7 +351,10 @@ class Checkpoints:
       self._say(f'{error}; set aside as {name}')
 
   def _restore(self, step: int, shapes, args, *, whole: bool) -> Any:
-    """Verifies files, in process 0, restores by Orbax, verifies the arrays."""
+    """Verifies the files, restores by Orbax, and verifies the arrays.
+
+    Process 0 looks at the files; each at the arrays that it has.
+    """
     folder = self._folder / str(step)
     where = f'checkpoint {folder} cannot be restored'
 
@@ -362,33 +365,22 @@ class Checkpoints:
         result = act()
       except manifest.DamagedError as error:
         wrong = str(error)
-      except _UNREADABLE as error:
-        raise config_lib.UserError(
-          f'{where}: {config_lib.first_line(error)}'
-        ) from None
       for text in processes.gather('verified', wrong):
         if text:
           raise manifest.DamagedError(f'{where}: {text}')
       return result
 
-    def look(quick=False):
-      if not processes.is_main():
-        return manifest.read(folder)
-      return manifest.verify(folder, quick=quick)
-
-    def fetch():
-      items = ocp.args.Composite(state=args)
-      try:
-        manifest.check_shapes(shapes, record, whole=whole)
-        restored = self._manager.restore(step, args=items)['state']
-        with jax.transfer_guard('allow'):
-          manifest.check_arrays(restored, record)
-        return restored
-      except _UNREADABLE:
-        look()  # All files, for the one that is damaged.
-        raise
-
-    record = judge(lambda: look(quick=True))
+    look = manifest.verify if processes.is_main() else manifest.read
+    record = judge(lambda: look(folder))
     for name in record.get('others', []):
       self._say(f'checkpoint {folder} has {name!r}, which nobody saved; unread')
-    return judge(fetch)
+    items = ocp.args.Composite(state=args)
+    try:
+      manifest.check_shapes(shapes, record, whole=whole)
+      restored = self._manager.restore(step, args=items)['state']
+    except _UNREADABLE as error:
+      wrong = config_lib.first_line(error)
+      raise config_lib.UserError(f'{where}: {wrong}') from None
+    with jax.transfer_guard('allow'):
+      judge(lambda: manifest.check_arrays(restored, record))
+    return restored

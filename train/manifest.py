@@ -9,6 +9,7 @@ checkpoint one, so there is no checkpoint without it.
 An array's digest is over the bytes of the whole, in C order: the same on any
 mesh. Of an array divided between processes each gives the digests of its
 blocks, which are compared where a reader has the same blocks or the whole.
+Files are compared first, so that no library is given damaged ones to read.
 """
 
 from collections.abc import Iterator
@@ -24,11 +25,9 @@ import jax
 import numpy as np
 
 from train import config as config_lib
-from train import processes
 
 NAME = 'manifest.json'
 FORMAT = 1
-_LARGE = 2**20  # Bytes; smaller files are Orbax's, on what lies where.
 _CHUNK = 2**16  # Numbers that are hashed and looked at while in the cache.
 
 
@@ -204,16 +203,11 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
   return record
 
 
-def verify(folder: pathlib.Path, *, quick: bool = False) -> dict[str, Any]:
+def verify(folder: pathlib.Path) -> dict[str, Any]:
   """The manifest of a checkpoint, with which every file agrees.
 
   To its entries comes 'others': what else lies in the folder, which nobody
   reads.
-
-  Args:
-    folder: the checkpoint.
-    quick: for who will compare the arrays that it reads: of large files, which
-      hold those, the sizes alone, unless processes have divided an array.
 
   Raises:
     DamagedError: a file is missing or differs; it is named.
@@ -230,12 +224,7 @@ def verify(folder: pathlib.Path, *, quick: bool = False) -> dict[str, Any]:
       raise DamagedError(
         f'{name} has {files[name]} bytes and not {expected["bytes"]}'
       )
-  arrays_ = record['arrays'].values()
-  divided = any(isinstance(entry['sha256'], dict) for entry in arrays_)
-  quick = quick and not divided and processes.count() == 1
   for name, expected in record['files'].items():
-    if quick and expected['bytes'] > _LARGE:
-      continue
     with _reading(name):
       found = file_digest(folder / name)
     if found != expected['sha256']:

@@ -60,7 +60,8 @@ def listen(*, until_exit: bool = False) -> Iterator[None]:
   _listening, _received = True, None
   if until_exit:
     atexit.register(_ignore)  # Before any library's, so it is called last.
-  threading.Thread(target=_hear, args=(heard,), daemon=True).start()
+  hearing = threading.Thread(target=_hear, args=(heard,), daemon=True)
+  hearing.start()
   told_before = signal.set_wakeup_fd(told)
   try:
     for signum in _EXIT_CODES:
@@ -71,7 +72,8 @@ def listen(*, until_exit: bool = False) -> Iterator[None]:
       for signum, handler in before.items():
         signal.signal(signum, handler)
       signal.set_wakeup_fd(told_before)
-      os.close(told)  # Which ends the thread.
+      os.close(told)
+      hearing.join()  # Or what it heard last would be the next block's.
       _listening, _received = False, None
 
 

@@ -1,7 +1,8 @@
 """A short real run, whose checkpoints are damaged; shared by parts.
 
 A CNN with batch norms, dropout, Adam's moments and a running mean, on the
-digits: a state of every kind that there is.
+digits: a state of every kind that there is, in small files and in some of more
+than a megabyte.
 """
 
 import atexit
@@ -34,7 +35,7 @@ def program() -> program_lib.Program:
     runs.config(
       total_steps=NEW,
       keep_best=2,
-      model={'name': 'cnn', 'widths': (8,), 'dropout': 0.2},
+      model={'name': 'cnn', 'widths': (64, 512), 'dropout': 0.2},
       ema_decay=0.9,
     )
   )
