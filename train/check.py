@@ -126,6 +126,7 @@ def check(config: config_lib.Config) -> config_lib.Config:
     value = config_lib.get(config, path)
     require(value is None or value >= 1, path, 'it must be at least 1')
   require(data.num_workers >= 0, 'data.num_workers', 'it must be at least 0')
+  _check_folds(data, require)
   _check_recipe(config, require)
   for path in config_lib.BLOCKS:
     require(
@@ -140,6 +141,30 @@ def check(config: config_lib.Config) -> config_lib.Config:
       f'--config.schedule.value={config.optimizer["learning_rate"]}'
     )
   return config
+
+
+def _check_folds(data: config_lib.Data, require):
+  folds, fold = data.folds, data.fold
+  require(
+    folds is None or folds >= 2, 'data.folds', 'it must be at least 2, or none'
+  )
+  if (folds is None) != (fold is None):
+    raise config_lib.UserError(
+      f'config.data.folds is {folds} and config.data.fold is {fold}; give '
+      'both, or set both to none'
+    )
+  if folds is None:
+    return
+  require(
+    0 <= fold < folds, 'data.fold',
+    f'of config.data.folds {folds} it takes 0 to {folds - 1}',
+  )  # fmt: skip
+  if data.validation_fraction:
+    raise config_lib.UserError(
+      f'config.data.folds is {folds} and config.data.validation_fraction is '
+      f'{data.validation_fraction}; a fold is the validation part, so set one '
+      'of them to none or 0'
+    )
 
 
 def _check_recipe(config: config_lib.Config, require):

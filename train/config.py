@@ -37,6 +37,9 @@ class Data:
   data_dir: str | None = None  # None: TFDS_DATA_DIR, then TFDS's own folder.
   batch_size: int = 64  # Examples a step, over all devices together.
   validation_fraction: float = 0.0  # Share of the training split held out.
+  # Or one of so many equal parts of it: part `fold`, from 0.
+  folds: int | None = None
+  fold: int | None = None
   # 'mean_std' of the training split, 'unit' for [0, 1], 'symmetric' for
   # [-1, 1], None, or {'mean': (...), 'std': (...)}: (x - mean) / std.
   normalize: str | Block | None = 'mean_std'

@@ -127,6 +127,7 @@ def create(
     )
   dataset = subset.pick_classes(dataset, config.data.classes)
   dataset = sources.hold_out(dataset, config.data.validation_fraction)
+  dataset = subset.pick_fold(dataset, config.data.folds, config.data.fold)
   dataset = subset.limit(dataset, config.data.max_examples)
   config = resolve.resolve(config, dataset)
   schedule = optim.create_schedule(config.schedule, config.total_steps)

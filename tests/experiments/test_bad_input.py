@@ -223,6 +223,15 @@ FIELDS = [
     'data.validation_fraction',
     '1.0', '1', '-0.1', '1e-9', '0.9999', 'nan', 'half',
   ),
+  *field('data.folds', '1', '-5', '2.5', 'many', '1438', '1099511627776',
+         with_=('--config.data.fold=0',)),
+  *field('data.fold', '-1', '5', '0.5', 'first', 'none',
+         with_=('--config.data.folds=5',)),
+  row(
+    'digits_mlp', '--config.data.folds=5', '--config.data.fold=0',
+    '--config.data.validation_fraction=0.25',
+    named=('config.data.folds', '5', 'config.data.validation_fraction', '0.25'),
+  ),
   *field('data.normalize', 'weird', '3', "{'mean': (0.0,)}"),
   *(
     row(
@@ -866,6 +875,20 @@ def test_a_workdir_of_another_config_names_what_differs(
 ):
   line = refused('launch', [*trained[1], flag, f'--workdir={workdir}'])
   names(line, (str(workdir), *named))
+
+
+def test_another_fold_is_another_experiment(refused, trained, workdir):
+  file = workdir / 'config.json'
+  data = json.loads(file.read_text())['data']
+  file.write_text(
+    changed(file.read_text(), data=data | {'folds': 5, 'fold': 0})
+  )
+  line = refused('launch', [
+    *trained[1], '--config.data.folds=5', '--config.data.fold=1',
+    f'--workdir={workdir}',
+  ])  # fmt: skip
+  names(line, (str(workdir), 'config.data.fold', '0', '1'))
+  assert 'config.data.folds' not in line
 
 
 def test_every_difference_is_named_at_once(refused, trained, workdir):

@@ -54,6 +54,8 @@ CHANGES = [
   ('data.data_dir', '/a folder'),
   ('data.batch_size', 32),
   ('data.validation_fraction', 0.25),
+  ('data.folds', 5),
+  ('data.fold', 1),
   ('data.normalize', None),
   ('data.normalize', 'unit'),
   ('data.normalize', {'mean': (0.5, 1.0), 'std': (1.0, 2.0)}),
@@ -263,6 +265,10 @@ def test_a_right_value_is_left_as_it_is(path, value):
     config = config_lib.replace(config, 'total_steps', None)
   if path == 'init_new':
     config = config_lib.replace(config, 'init_from', 'runs/another')
+  if path == 'data.folds':
+    config = config_lib.replace(config, 'data.fold', 0)
+  if path == 'data.fold':
+    config = config_lib.replace(config, 'data.folds', 5)
   if path == 'sync_batch_norm':
     config = config_lib.replace(config, 'partition', 'shard_map')
   assert repr(check.check(config)) == repr(config)
@@ -299,6 +305,11 @@ TOO_LARGE = 10**400  # No float.
     ('data.validation_fraction', ('x', None, True), 'a number'),
     ('data.validation_fraction', (-0.1, 1, 1.5), 'at least 0 and below 1'),
     ('data.validation_fraction', (NAN, INF, -INF), 'finite'),
+    ('data.folds', ('x', 1.5, True, (5,)), 'a whole number or none'),
+    ('data.folds', (1, 0, -5), 'at least 2, or none'),
+    ('data.folds', (2, 5), 'give both'),
+    ('data.fold', ('x', 1.5, True, (0,)), 'a whole number or none'),
+    ('data.fold', (0, 3, -1), 'give both'),
     ('data.normalize', (3, True, (0.5,)), 'a word or a block'),
     ('data.normalize', ('meanstd', ''), 'mean_std, unit, symmetric, none'),
     (
@@ -370,6 +381,19 @@ def test_a_wrong_value_is_one_line_that_says_what_is_taken(path, values, takes):
     line = refused(config_lib.replace(make(), path, value), path)
     assert repr(value) in line or f'is {value}' in line
     assert takes in line
+
+
+@pytest.mark.parametrize('fold', [-1, 5, 2**40])
+def test_a_fold_is_one_of_the_folds(fold):
+  line = refused(make(data__folds=5, data__fold=fold), 'data.fold is')
+  assert f'{fold};' in line
+  assert line.endswith('of config.data.folds 5 it takes 0 to 4')
+
+
+def test_a_fold_and_a_fraction_cannot_both_be_the_validation_part():
+  config = make(data__folds=5, data__fold=0, data__validation_fraction=0.25)
+  line = refused(config, 'data.folds is 5')
+  assert 'config.data.validation_fraction is 0.25' in line
 
 
 @pytest.mark.parametrize(

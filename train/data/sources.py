@@ -108,6 +108,17 @@ class Dataset:
     """How much was passed over, if any; to be called by all processes."""
     faults_lib.say_sum(self.splits.values(), say)
 
+  def divided(self, held: np.ndarray, kept: np.ndarray) -> 'Dataset':
+    """With these places of train as validation, and as train.
+
+    Its own validation split becomes test if it has none, and else gives way.
+    """
+    train = self.splits['train']
+    parts = {'validation': train.part(held), 'train': train.part(kept)}
+    if 'test' not in self.splits:
+      parts['test'] = self.splits['validation']
+    return dataclasses.replace(self, splits=self.splits | parts)
+
 
 def load(
   name: str,
@@ -202,31 +213,21 @@ def load(
 
 
 def hold_out(dataset: Dataset, fraction: float) -> Dataset:
-  """The dataset with `fraction` of train as validation, by a fixed key.
+  """The dataset with `fraction` of train as validation.
 
-  A validation split of the dataset's own becomes test where there is no test
-  split, and else gives way.
-
-  The key is not the run's seed: runs with other seeds are compared on the same
-  validation examples.
+  Chosen by a fixed key: runs with other seeds are compared on the same ones.
   """
   if not fraction:
     return dataset
-  train = dataset.splits['train']
-  held = round(fraction * len(train))
-  if not 0 < held < len(train):
+  examples = len(dataset.splits['train'])
+  held = round(fraction * examples)
+  if not 0 < held < examples:
     raise config_lib.UserError(
       f'config.data.validation_fraction is {fraction}, which holds out {held} '
-      f'of {len(train)} training examples; both parts must have some'
+      f'of {examples} training examples; both parts must have some'
     )
-  order = np.random.default_rng(0).permutation(len(train))
-  parts = {
-    'validation': train.part(np.sort(order[:held])),
-    'train': train.part(np.sort(order[held:])),
-  }
-  if 'test' not in dataset.splits:
-    parts['test'] = dataset.splits['validation']
-  return dataclasses.replace(dataset, splits=dataset.splits | parts)
+  order = np.random.default_rng(0).permutation(examples)
+  return dataset.divided(np.sort(order[:held]), np.sort(order[held:]))
 
 
 def _synthetic(

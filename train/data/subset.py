@@ -1,6 +1,8 @@
-"""Which of a dataset's examples are used: some classes, or a few examples."""
+"""Which of a dataset's examples are used: some classes, a fold, or a few."""
 
 import dataclasses
+import itertools
+import warnings
 
 import numpy as np
 
@@ -58,6 +60,58 @@ def pick_classes(
     splits=splits,
     classes=tuple(dataset.classes[c] for c in classes),
   )
+
+
+def pick_fold(
+  dataset: sources.Dataset, folds: int | None, fold: int | None
+) -> sources.Dataset:
+  """Part `fold` of the training examples as validation, the others as train.
+
+  scikit-learn divides them, by a fixed key: runs with other seeds, and other
+  models, have the same folds. Each has its share of every class, to within one
+  example, where the labels lie in memory and are classes, of which one at least
+  has an example for each fold; else they are drawn from all alike.
+
+  Args:
+    dataset: of `folds` training examples or more.
+    folds: how many parts; None: the dataset stays as it is.
+    fold: from 0.
+
+  Raises:
+    UserError: there are fewer training examples than folds.
+  """
+  if folds is None:
+    return dataset
+  train = dataset.splits['train']
+  if folds > len(train):
+    raise config_lib.UserError(
+      f'config.data.folds is {folds}; {dataset.name} has {len(train)} training '
+      'examples'
+    )
+  from sklearn import model_selection  # Which few runs need.
+
+  labels = _class_labels(dataset)
+  stratified = labels is not None and np.bincount(labels).max() >= folds
+  kind = 'StratifiedKFold' if stratified else 'KFold'
+  splitter = getattr(model_selection, kind)(folds, shuffle=True, random_state=0)
+  with warnings.catch_warnings():  # Of a class that not every fold can have.
+    warnings.simplefilter('ignore', UserWarning)
+    parts = splitter.split(np.arange(len(train)), labels)
+    kept, held = next(itertools.islice(parts, fold, None))
+  return dataset.divided(held, kept)
+
+
+def _class_labels(dataset: sources.Dataset) -> np.ndarray | None:
+  """The training examples' classes; None where they are not known."""
+  train = dataset.splits['train']
+  if (
+    not isinstance(train, sources.Split)
+    or dataset.classes is None
+    or 'label' not in train.arrays
+  ):
+    return None
+  labels = train.arrays['label']
+  return labels if train.rows is None else labels[train.rows]
 
 
 def limit(
