@@ -69,8 +69,8 @@ _JUDGE = {
   'sequence_to_sequence': 'sequence_accuracy',
 }
 
-# task -> predictions -> the predicted class int [B], for the confusion matrix.
-_DECISIONS = {
+# task -> predictions -> the predicted class int [B]; tasks of classes alone.
+DECISIONS = {
   'classification': lambda logits: logits.argmax(-1),
   'binary_classification': lambda logits: (logits > 0).astype(jnp.int32),
 }
@@ -100,14 +100,14 @@ def create_confusion(task: str, num_classes: int) -> Callable | None:
   Padded examples (mask False) count nowhere. None where the task has no
   classes.
   """
-  if task not in _DECISIONS:
+  if task not in DECISIONS:
     return None
   pair = losses.TASKS[task].pair
 
   def count(outputs, batch):
     predictions, _ = pair(outputs, batch)
     cells = jnp.zeros((num_classes, num_classes), jnp.int32)
-    return cells.at[batch['label'], _DECISIONS[task](predictions)].add(
+    return cells.at[batch['label'], DECISIONS[task](predictions)].add(
       batch['mask'].astype(jnp.int32)
     )
 

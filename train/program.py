@@ -47,6 +47,7 @@ class Program:
       the mesh; what is given takes the place of new values.
     state_shape: the TrainState's shapes, dtypes and shardings.
     train_step: (state, batch) -> (state, metrics); takes over the state.
+    predict: (params, batch_stats, batch) -> (outputs, values of each example).
     eval_step: (params, batch_stats, totals, batch) -> totals.
     zero_totals: () -> totals before the first batch.
     eval_params: state -> the parameters to evaluate: their running mean, or
@@ -61,6 +62,7 @@ class Program:
   init: Callable[..., state_lib.TrainState]
   state_shape: state_lib.TrainState
   train_step: Callable
+  predict: Callable
   eval_step: Callable
   zero_totals: Callable[[], Any]
   eval_params: Callable[[state_lib.TrainState], Any]
@@ -190,15 +192,15 @@ def create(
   )
   if per_device:
     train_step = partition.per_device(mesh, train_step, pipeline.specs)
-  eval_step = step_lib.make_eval_step(
-    graphdef,
-    **parts,
-    loss_fn=losses.create(config.task, config.loss),
-    count=metrics.create_confusion(config.task, len(dataset.classes or ())),
+  predict = step_lib.make_predict(
+    graphdef, **parts, loss_fn=losses.create(config.task, config.loss)
   )
-  train_step, eval_step = (
+  eval_step = step_lib.make_eval_step(
+    predict, metrics.create_confusion(config.task, len(dataset.classes or ()))
+  )
+  train_step, predict, eval_step = (
     partition.ambient(mesh, config.kernels, step)
-    for step in (train_step, eval_step)
+    for step in (train_step, predict, eval_step)
   )
   try:
     totals_shape = jax.eval_shape(
@@ -233,6 +235,7 @@ def create(
     train_step=compiled(
       train_step, donate_argnums=0, out_shardings=(shardings, everywhere)
     ),
+    predict=compiled(predict),
     eval_step=compiled(
       eval_step, donate_argnums=2, out_shardings=totals_sharding
     ),

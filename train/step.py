@@ -263,9 +263,26 @@ def _mean_over_parts(parts, unroll, batch_stats, batch, key, function):
   return batch_stats, jax.tree.map(lambda t: t / parts, total)
 
 
-def make_eval_step(
-  graphdef, *, prepare, loss_fn, measure, count, gather=lambda params: params
+def make_predict(
+  graphdef, *, prepare, loss_fn, measure, gather=lambda params: params
 ) -> Callable:
+  """Returns predict(params, batch_stats, batch) -> (outputs, values).
+
+  The model's outputs [B, ...], and 'loss' and each metric of every example [B],
+  of the padding too.
+  """
+
+  def predict(params, batch_stats, batch):
+    batch = prepare(batch)
+    model = nnx.merge(graphdef, gather(params), batch_stats, copy=True)
+    outputs, penalty = apply(model, batch, train=False)
+    loss = loss_fn(outputs, batch) + sum(penalty.values())
+    return outputs, {'loss': loss, **measure(outputs, batch), **penalty}
+
+  return predict
+
+
+def make_eval_step(predict, count) -> Callable:
   """Returns eval_step(params, batch_stats, totals, batch) -> totals.
 
   Each total is kept lane by lane, [B]: the sum over the batches of what stood
@@ -274,12 +291,8 @@ def make_eval_step(
   """
 
   def eval_step(params, batch_stats, totals, batch):
-    batch = prepare(batch)
-    model = nnx.merge(graphdef, gather(params), batch_stats, copy=True)
-    outputs, penalty = apply(model, batch, train=False)
+    outputs, values = predict(params, batch_stats, batch)
     mask = batch['mask']
-    loss = loss_fn(outputs, batch) + sum(penalty.values())
-    values = {'loss': loss, **measure(outputs, batch), **penalty}
     # where, not a product: a nan in the padding must not reach the sum.
     sums = {key: jnp.where(mask, value, 0) for key, value in values.items()}
     sums['count'] = mask.astype(jnp.int32)
