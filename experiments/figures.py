@@ -1,6 +1,5 @@
 """Pictures of a finished run, and the table that a person reads at its end."""
 
-import io
 import json
 import os
 import pathlib
@@ -13,14 +12,11 @@ import matplotlib.ticker
 import numpy as np
 
 from experiments import reconstructions
+from experiments import style
 from train import program as program_lib
 from train import progress
 from train import workdir as workdir_lib
 from train import writer
-
-# Two hues that the colour-blind tell apart (Okabe & Ito 2008), and greys.
-_TRAIN, _EVAL = '#56b4e9', '#d55e00'
-_INK, _FAINT = '#333333', '#dddddd'
 
 
 def show(
@@ -43,7 +39,7 @@ def show(
   elif picture := confusion(workdir, json.loads(tested.read_text())):
     pictures.append(picture)
   if figure := reconstructions.draw(workdir, program, step):
-    pictures.append(_save(figure, workdir / 'reconstructions.png'))
+    pictures.append(style.save(figure, workdir / 'reconstructions.png'))
   rows = {key: f'{value:.4f}' for key, value in final.items()}
   rows |= {
     'checkpoints': workdir / workdir_lib.CHECKPOINTS,
@@ -70,7 +66,7 @@ def curves(workdir: pathlib.Path) -> pathlib.Path:
   for axes, name in zip(
     np.ravel(figure.subplots(1, len(names), squeeze=False)), names, strict=True
   ):
-    for kind, colour in (('train', _TRAIN), ('eval', _EVAL)):
+    for kind, colour in (('train', style.BLUE), ('eval', style.ORANGE)):
       points = [
         (line['step'], line[f'{kind}/{name}'])
         for line in lines
@@ -86,15 +82,15 @@ def curves(workdir: pathlib.Path) -> pathlib.Path:
           marker='o' if len(points) == 1 else None,
           label=f'{kind}, last {values[-1]:.4g}',
         )
-    axes.set_title(name.replace('_', ' '), loc='left', color=_INK)
-    axes.set_xlabel('step', color=_INK)
+    axes.set_title(name.replace('_', ' '), loc='left', color=style.INK)
+    axes.set_xlabel('step', color=style.INK)
     if name == 'loss' and _positive(axes):
       axes.set_yscale('log')
       axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter('%g'))
       axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    _plain(axes)
-    axes.legend(frameon=False, labelcolor=_INK)
-  return _save(figure, workdir / 'curves.png')
+    style.plain(axes)
+    axes.legend(frameon=False, labelcolor=style.INK)
+  return style.save(figure, workdir / 'curves.png')
 
 
 def confusion(
@@ -133,40 +129,24 @@ def confusion(
           ha='center',
           va='center',
           fontsize=9,
-          color='white' if right[label, answer] else _INK,
+          color='white' if right[label, answer] else style.INK,
         )
     axes.set_xticks(range(len(names)), names, rotation=90 * (len(names) > 10))
     axes.set_yticks(range(len(names)), names)
-  axes.set_xlabel('answer', color=_INK)
-  axes.set_ylabel('label', color=_INK)
+  axes.set_xlabel('answer', color=style.INK)
+  axes.set_ylabel('label', color=style.INK)
   axes.set_title(
     f'{results["split"]}: {counts.trace()} of {counts.sum()} right '
     f'({results["accuracy"]:.1%})',
     loc='left',
-    color=_INK,
+    color=style.INK,
     fontsize=10,
   )
-  axes.tick_params(length=0, colors=_INK)
+  axes.tick_params(length=0, colors=style.INK)
   for spine in axes.spines.values():
     spine.set_visible(False)
-  return _save(figure, workdir / 'confusion.png')
+  return style.save(figure, workdir / 'confusion.png')
 
 
 def _positive(axes) -> bool:
   return all((line.get_ydata() > 0).all() for line in axes.get_lines())
-
-
-def _plain(axes):
-  axes.grid(axis='y', color=_FAINT, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.tick_params(length=0, colors=_INK)
-  for side in ('top', 'right', 'left'):
-    axes.spines[side].set_visible(False)
-  axes.spines['bottom'].set_color(_FAINT)
-
-
-def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-  picture = io.BytesIO()  # No half of one is left where there is no room.
-  figure.savefig(picture, dpi=160)
-  workdir_lib.write(path, picture.getvalue())
-  return path

@@ -7,7 +7,6 @@ of the sweep's folder.
 from collections.abc import Mapping
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from typing import Any
@@ -17,6 +16,8 @@ from train import config as config_lib
 NAME = 'sweep.json'
 _STATES = ('waiting', 'running', 'finished', 'pruned', 'failed')
 _KINDS = ('log', 'uniform', 'int', 'choice')
+# What the arithmetic of pictures can hold; no float32 is as large.
+_LARGEST = 1e100
 _ODD = (
   ValueError, LookupError, TypeError, AttributeError, RecursionError,
   OverflowError,
@@ -95,10 +96,7 @@ def is_number(value: Any) -> bool:
   """Whether it is one that a picture can show; True and nan are none."""
   if isinstance(value, bool) or not isinstance(value, int | float):
     return False
-  try:
-    return math.isfinite(value)
-  except OverflowError:
-    return False
+  return abs(value) <= _LARGEST
 
 
 def _sweep(folder: pathlib.Path, found: Any) -> Sweep:
@@ -108,8 +106,8 @@ def _sweep(folder: pathlib.Path, found: Any) -> Sweep:
     raise ValueError(f'{where} has the direction {direction!r}')
   space = _take(found, 'space', (Mapping, None), where)
   for name, words in (space or {}).items():
-    if not isinstance(words, tuple) or not words or words[0] not in _KINDS:
-      raise ValueError(f'{where} has {words!r} for {name!r} in its space')
+    if not _is_range(words):
+      raise ValueError(f'{where} has {words!r:.60} for {name!r} in its space')
   return Sweep(
     folder,
     _take(found, 'metric', str, where),
@@ -119,6 +117,18 @@ def _sweep(folder: pathlib.Path, found: Any) -> Sweep:
       _trial(folder, trial) for trial in _take(found, 'trials', tuple, where)
     ),
   )
+
+
+def _is_range(words: Any) -> bool:
+  """Whether it is as ('choice', ...), or as ('log', 0.1, 1)."""
+  if not isinstance(words, tuple) or not words or words[0] not in _KINDS:
+    return False
+  kind, *bounds = words
+  if kind == 'choice':
+    return bool(bounds)
+  if len(bounds) != 2 or not all(map(is_number, bounds)):
+    return False
+  return bounds[0] <= bounds[1] and (kind != 'log' or bounds[0] > 0)
 
 
 def _trial(folder: pathlib.Path, found: Any) -> Trial:
@@ -161,6 +171,8 @@ def _state(found: Any, where: str) -> str:
 def _take(found: Any, key: str, kinds, where: str) -> Any:
   """found[key], of one of `kinds`; a whole number is a number, True is not."""
   kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+  if not isinstance(found, Mapping) or key not in found:
+    raise ValueError(f'{where} has no {key}')
   value = found[key]
   if value is None and None in kinds:
     return None
@@ -170,6 +182,6 @@ def _take(found: Any, key: str, kinds, where: str) -> Any:
     value, tuple(kind for kind in kinds if kind)
   ):
     raise ValueError(f'{where} has {key} {value!r:.60}')
-  if isinstance(value, float) and not math.isfinite(value):
-    raise ValueError(f'{where} has {key} {value}')
+  if isinstance(value, int | float) and not is_number(value):
+    raise ValueError(f'{where} has {key} {value!r:.60}')
   return value

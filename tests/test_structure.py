@@ -21,7 +21,7 @@ MAY_IMPORT = {
   },
   'experiments': {
     *ROOMS, 'absl', 'flax', 'jax', 'numpy', 'optax', 'sklearn', 'matplotlib',
-    'rich',
+    'rich', 'optuna',
   },
 }  # fmt: skip
 
