@@ -146,16 +146,15 @@ def varied(sweep: sweep_file.Sweep) -> dict[str, Scale]:
 
 
 def focus(values: list[float], maximize: bool) -> tuple[float, float]:
-  """The range to show: from the best to four times as far as the median.
+  """The range to show: of all but what is far worse than the others.
 
-  One trial that diverged would else press all others into a line.
+  That is, eight times as far from the best as the median. One trial that
+  diverged would else press all others into a line.
   """
   best, worst = (max, min) if maximize else (min, max)
   end = best(values)
-  far = end - 4 * (end - float(np.median(values)))
-  start = worst(values)
-  if far != end:
-    start = best(start, far)
+  far = 8 * abs(end - float(np.median(values)))
+  start = worst(v for v in values if not far or abs(end - v) <= far)
   pad = 0.06 * abs(end - start) or 0.05 * abs(end) or 0.05
   return min(start, end) - pad, max(start, end) + pad
 

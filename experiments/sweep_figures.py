@@ -124,8 +124,9 @@ def best(sweep: sweep_file.Sweep, say: Say) -> Figure:
   so_far = running.accumulate(values)
   figure = Figure(figsize=(7.5, 3.8), layout='constrained')
   axes = figure.subplots()
-  _room_below(axes, *scales.focus(values, sweep.maximize))
   apart = np.array([t.deviation or 0 for t in done])
+  ends = [*(values - apart), *(values + apart)]
+  _room_below(axes, *scales.focus(ends, sweep.maximize))
   axes.vlines(x, values - apart, values + apart, color=style.BLUE, alpha=0.5)
   _put(axes, x, values, color=style.BLUE, s=24, label=_of(len(x), 'finished'))
   axes.step(
@@ -146,8 +147,10 @@ def best(sweep: sweep_file.Sweep, say: Say) -> Figure:
     f'{scales.metric(sweep)}: best {first.value:.4g}, trial {first.number}',
   )
   axes.set_xlabel('trials, in the order of finishing', **style.SMALL)
-  axes.set_xlim(0.5, max(len(ended), 2) + 0.5)
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+  axes.set_xlim(0.5, len(ended) + 0.5)
+  axes.xaxis.set_major_locator(
+    ticker.MaxNLocator(8, integer=True, min_n_ticks=1)
+  )
   style.plain(axes)
   style.legend(figure)
   return figure

@@ -301,6 +301,33 @@ def test_a_trial_that_diverged_does_not_press_the_others_together(tmp_path):
   assert 'beyond (1)' in legend
 
 
+def test_a_trial_somewhat_worse_is_no_reason_to_cut_it_off(tmp_path):
+  values = [0.94, 0.97, 0.98, 0.99]
+  trials = [({'seed': i}, v, 'finished') for i, v in enumerate(values)]
+  write(tmp_path, trials, None)
+  figure = sweep_figures.best(sweep_file.read(tmp_path), say_nothing)
+  low, high = figure.axes[0].get_ylim()
+  assert low < 0.94
+  assert high > 0.99
+
+
+def test_seeds_and_folds_show_their_deviation(tmp_path):
+  write(tmp_path, [({'seed': 0}, 0.5, 'finished')], None)
+  file = tmp_path / 'sweep.json'
+  text = file.read_text().replace('"deviation": null', '"deviation": 0.1')
+  file.write_text(text)
+  figure = sweep_figures.best(sweep_file.read(tmp_path), say_nothing)
+  axes = figure.axes[0]
+  np.testing.assert_allclose(
+    axes.collections[0].get_segments(), [[(1, 0.4), (1, 0.6)]]
+  )
+  low, high = axes.get_ylim()
+  assert low < 0.4
+  assert high > 0.6
+  ticks = axes.get_xticks()
+  assert ticks[(ticks > 0.5) & (ticks < 1.5)].tolist() == [1]
+
+
 def test_a_parameters_panel_has_its_trials_where_its_scale_says(tmp_path):
   rates = [1e-4, 1e-3, 1e-2, 1e-1]
   trials = [({'rate': r}, 0.1 * i, 'finished') for i, r in enumerate(rates)]
