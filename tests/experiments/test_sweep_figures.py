@@ -163,7 +163,7 @@ LISTED = [
   {'optimizer.name': 'adamw', 'schedule.value': 1e-3},
   {'model.widths': (64, 32)},
   {'model.widths': None, 'ema': True},
-  {'ema': False, 'odd': 'x$\\frac{1', 'blocks': {'name': 'flip'}},
+  {'ema': False, 'odd': '$\\frac{1$', 'blocks': {'name': 'flip'}},
   {'odd': '\u6cf0\u5c71\n\t\x07', 'schedule.value': 10**400},
   {},
 ]  # fmt: skip
