@@ -30,6 +30,7 @@ device against one without a mesh.
 checkpoints: CPU and wall seconds of a save and of a restore, with digests and
 verified against Orbax alone, in turn.
 memory: resident memory and open files of a run of 100,000 steps, at each tenth.
+sweeps: the share of time in which 4 workers of a sweep of 16 trials train.
 compile: seconds until a deep ViT's first step, blocks scanned and unrolled.
 """
 
@@ -55,6 +56,7 @@ SUITES = (
   'meshes',
   'checkpoints',
   'memory',
+  'sweeps',
 )
 
 FLAGS = flags.FlagValues()
@@ -121,6 +123,10 @@ def main(argv: Sequence[str]):
     from experiments.benchmarks import memory
 
     memory.main(FLAGS.steps)
+  elif FLAGS.suite == 'sweeps':
+    from experiments.benchmarks import sweeps
+
+    sweeps.main()
   elif FLAGS.suite == 'compile':
     from experiments.benchmarks import compile as compile_suite
 

@@ -8,10 +8,13 @@ import ast
 from collections.abc import Callable
 from collections.abc import Sequence
 import importlib.util
+import inspect
 import logging
 import math
 import pathlib
 import sys
+import types
+from typing import Any
 
 from absl import flags
 
@@ -180,6 +183,21 @@ def _first_lines(folder: pathlib.Path) -> dict[str, str]:
   return found
 
 
+def load_sweep(name: str) -> Any:
+  """What a config file's sweep() returns; with ':ARG' it may take that.
+
+  Raises:
+    UserError: no such file, it has no sweep(), or that fails.
+  """
+  module, _, argument = _load(name)
+  if not callable(getattr(module, 'sweep', None)):
+    raise config_lib.UserError(
+      f'--config is {name!r}, which has no sweep() that says what to search'
+    )
+  takes = inspect.signature(module.sweep).parameters
+  return _call(name, lambda: module.sweep(*(argument if takes else ())))
+
+
 def load_config(
   name: str, overrides: Overrides
 ) -> tuple[config_lib.Config, str, list[str]]:
@@ -196,6 +214,19 @@ def load_config(
   Raises:
     UserError: no such file, it fails, or a field cannot be set so.
   """
+  module, file, argument = _load(name)
+  config = _call(name, lambda: module.get_config(*argument))
+  if not isinstance(config, config_lib.Config):
+    raise config_lib.UserError(
+      f'--config is {name!r}, whose get_config() returns '
+      f'{type(config).__name__} and not train.config.Config'
+    )
+  config, notes = overrides_lib.override(config, overrides)
+  return check.check(config), file.stem, notes
+
+
+def _load(name: str) -> tuple[types.ModuleType, pathlib.Path, tuple[str, ...]]:
+  """The module of a config, its file, and what follows ':' in the name."""
   name, _, argument = name.partition(':')
   try:
     files = [pathlib.Path(name), CONFIGS / f'{name}.py']
@@ -209,11 +240,16 @@ def load_config(
     )
   if file.suffix != '.py':
     raise config_lib.UserError(f'--config is {name!r}, which is no .py file')
+  spec = importlib.util.spec_from_file_location(file.stem, file)
+  module = importlib.util.module_from_spec(spec)
+  _call(name, lambda: spec.loader.exec_module(module))
+  return module, file, (argument,) if argument else ()
+
+
+def _call(name: str, function: Callable[[], Any]) -> Any:
+  """Calls what a config file defines; UserError where that fails."""
   try:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(*([argument] if argument else []))
+    return function()
   except config_lib.UserError:
     raise
   except (Exception, SystemExit) as error:  # The file is the user's.
@@ -221,10 +257,3 @@ def load_config(
       f'--config is {name!r}, which fails: {type(error).__name__}: '
       f'{config_lib.first_line(error)}'
     ) from None
-  if not isinstance(config, config_lib.Config):
-    raise config_lib.UserError(
-      f'--config is {name!r}, whose get_config() returns '
-      f'{type(config).__name__} and not train.config.Config'
-    )
-  config, notes = overrides_lib.override(config, overrides)
-  return check.check(config), file.stem, notes

@@ -25,7 +25,7 @@ from absl import flags
 
 from experiments import command
 from experiments import restore
-from experiments import sweep_file
+from experiments.search import results
 from train import config as config_lib
 from train import signals
 
@@ -53,14 +53,14 @@ def main(argv: Sequence[str]):
   command.parse(FLAGS, argv, __doc__)
   restore.check(FLAGS)
   names = [name for name in FLAGS.workdir.split(',') if name]
-  sweep = len(names) == 1 and sweep_file.is_there(names[0])
+  sweep = len(names) == 1 and results.is_there(names[0])
   if sweep:
     folder = pathlib.Path(names[0]).absolute()
     members = _best(folder, FLAGS.top)
   elif FLAGS.top is not None:
     raise config_lib.UserError(
       f'--top is {FLAGS.top}, but --workdir is {FLAGS.workdir!r}, which is no '
-      f'sweep: it holds no {sweep_file.NAME}'
+      f'sweep: it holds no {results.NAME}'
     )
   else:
     members = [pathlib.Path(name).absolute() for name in names]
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]):
 
 def _best(folder: pathlib.Path, top: int | None) -> list[pathlib.Path]:
   """The workdirs of all runs of a sweep's best trials."""
-  trials = sweep_file.read(folder).best_first
+  trials = results.read(folder).best_first
   if not trials or (top or 0) > len(trials):
     raise config_lib.UserError(
       f'--top is {top or _TOP}; {folder} has {len(trials)} finished trials'

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from experiments.search import devices
 from train import config as config_lib
 from train import signals
 
@@ -202,12 +203,7 @@ def _gpu_shares(count: int) -> list[str | None]:
   """
   if os.environ.get('JAX_PLATFORMS', '').startswith('cpu'):
     return [None] * count
-  visible = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if visible is not None:
-    gpus = [word for word in visible.split(',') if word.strip()]
-  else:
-    found = pathlib.Path('/dev').glob('nvidia[0-9]*')
-    gpus = sorted((file.name[len('nvidia') :] for file in found), key=int)
+  gpus = devices.visible_gpus()
   if len(gpus) % count:
     raise config_lib.UserError(
       f'--processes is {count}, which cannot share {len(gpus)} '

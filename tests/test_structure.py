@@ -21,7 +21,7 @@ MAY_IMPORT = {
   },
   'experiments': {
     *ROOMS, 'absl', 'flax', 'jax', 'numpy', 'optax', 'sklearn', 'matplotlib',
-    'rich', 'optuna',
+    'rich', 'optuna', 'filelock', 'ray',
   },
 }  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_no_file_is_called_utils_or_helpers_and_none_is_long():
 
 
 def test_every_folder_has_a_readme_of_one_screen():
-  for room in (*ROOMS, 'tests', 'train/data'):
+  for room in (*ROOMS, 'tests', 'train/data', 'experiments/search'):
     lines = (conftest.REPOSITORY / room / 'README.md').read_text().splitlines()
     assert 10 <= len(lines) <= 60, room
 
@@ -149,7 +149,7 @@ def test_the_readme_shows_the_loop_as_it_is():
 def test_every_test_and_file_that_a_readme_names_is_there():
   readmes = [
     conftest.REPOSITORY / room / 'README.md'
-    for room in ('', *ROOMS, 'tests', 'train/data')
+    for room in ('', *ROOMS, 'tests', 'train/data', 'experiments/search')
   ]
   for file in readmes:
     text = file.read_text()

@@ -110,31 +110,15 @@ def create(
     UserError: anything in the config that cannot be.
   """
   config = check.check(config)
-  _check_dtype(config.dtype)
   if config.kernels == 'pallas_gpu_interpret':
     mesh_lib.give_threads(mesh_lib.INTERPRETER_THREADS)
   mesh = mesh_lib.make_mesh(config.mesh, devices, strict=training)
   if training:
     mesh_lib.check(config, mesh)
   mesh_lib.check_kernels(config.kernels, mesh)
-  resolve.check_names(config)  # Before data that may take long to prepare.
-  if dataset is None:
-    dataset = sources.load(
-      config.data.name,
-      config.data.data_dir,
-      image_size=config.data.image_size,
-      sequence_length=config.data.sequence_length,
-      on_error=config.data.on_error,
-      say=say,
-    )
-  dataset = subset.pick_classes(dataset, config.data.classes)
-  dataset = sources.hold_out(dataset, config.data.validation_fraction)
-  dataset = subset.pick_fold(dataset, config.data.folds, config.data.fold)
-  dataset = subset.limit(dataset, config.data.max_examples)
-  config = resolve.resolve(config, dataset)
+  config, dataset, model = resolved(config, dataset, say=say)
   schedule = optim.create_schedule(config.schedule, config.total_steps)
   tx = optim.create(config, schedule)
-  model = _create_model(config, dataset)
   graphdef = nnx.split(model)[0]
   rates = _rates(config, _arrays(model)[0])
 
@@ -245,6 +229,41 @@ def create(
     ),
     eval_params=eval_params,
   )
+
+
+def resolved(
+  config: config_lib.Config,
+  dataset: sources.Dataset | None = None,
+  *,
+  say: Callable[[str], None] = progress.say,
+) -> tuple[config_lib.Config, sources.Dataset, nnx.Module]:
+  """What `create` does before it needs devices.
+
+  Returns:
+    The config with every default written out, its data with the validation part
+    held out, and the model without arrays.
+
+  Raises:
+    UserError: anything in the config that cannot be on any devices.
+  """
+  config = check.check(config)
+  _check_dtype(config.dtype)
+  resolve.check_names(config)  # Before data that may take long to prepare.
+  if dataset is None:
+    dataset = sources.load(
+      config.data.name,
+      config.data.data_dir,
+      image_size=config.data.image_size,
+      sequence_length=config.data.sequence_length,
+      on_error=config.data.on_error,
+      say=say,
+    )
+  dataset = subset.pick_classes(dataset, config.data.classes)
+  dataset = sources.hold_out(dataset, config.data.validation_fraction)
+  dataset = subset.pick_fold(dataset, config.data.folds, config.data.fold)
+  dataset = subset.limit(dataset, config.data.max_examples)
+  config = resolve.resolve(config, dataset)
+  return config, dataset, _create_model(config, dataset)
 
 
 def shapes(config: config_lib.Config) -> tuple[dict, dict]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from train import config as config_lib
 
+NON_FINITE = 'a loss, gradient or metric became nan or infinite'
+
 
 class NonFiniteError(Exception):
   """A loss, a gradient or a metric became nan or infinite."""
@@ -16,7 +18,7 @@ class NonFiniteError(Exception):
 
   def __init__(self, step: int, config: config_lib.Config):
     super().__init__(
-      f'a loss, gradient or metric became nan or infinite at step {step}: '
+      f'{NON_FINITE} at step {step}: '
       f'config.schedule ({config.schedule["name"]}) may give too high a '
       'learning rate, or config.data.normalize may not fit the data'
     )

@@ -9,9 +9,9 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import scales
 from experiments import style
-from experiments import sweep_file
+from experiments.search import results
+from experiments.search import scales
 
 _ABSENT = -0.12  # Where a line goes that lacks the parameter.
 # From the worst of the trials to the best.
@@ -20,7 +20,7 @@ _RAMP = colors.LinearSegmentedColormap.from_list(
 )
 
 
-def draw(sweep: sweep_file.Sweep, say: Callable[[str], None]) -> Figure | None:
+def draw(sweep: results.Sweep, say: Callable[[str], None]) -> Figure | None:
   """Each finished trial as a line through its parameters to its value."""
   varied = scales.varied(sweep)
   if not varied:

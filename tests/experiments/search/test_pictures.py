@@ -9,11 +9,11 @@ from optuna import distributions
 from PIL import Image
 import pytest
 
-from experiments import importances
-from experiments import parallel
-from experiments import scales
-from experiments import sweep_figures
-from experiments import sweep_file
+from experiments.search import importances
+from experiments.search import parallel
+from experiments.search import pictures
+from experiments.search import results
+from experiments.search import scales
 from train import config as config_lib
 
 SPACE = {
@@ -108,7 +108,7 @@ def mixed(count):
 def drawn(folder):
   """(the pictures' names, what was said); each is a picture that opens."""
   said = []
-  paths = sweep_figures.draw(folder, said.append)
+  paths = pictures.draw(folder, said.append)
   for path in paths:
     with Image.open(path) as image:
       image.load()
@@ -234,7 +234,7 @@ def test_odd_values_of_a_metric_are_no_points(tmp_path):
   ]
   file = tmp_path / 'trials' / '000' / 'metrics.jsonl'
   file.write_text('\n'.join(lines) + '\n')
-  figure = sweep_figures.curves(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.curves(results.read(tmp_path), say_nothing)
   single = [x for x in figure.axes[0].get_lines() if len(x.get_xdata()) == 1]
   assert [(*x.get_xdata(), *x.get_ydata()) for x in single] == [(5, 0.5)]
 
@@ -252,13 +252,13 @@ def test_a_space_that_is_none_is_one_line(tmp_path, space):
   trials = [({'seed': i}, 0.1 * i, 'finished') for i in range(5)]
   write(tmp_path, trials, space)
   with pytest.raises(config_lib.UserError, match=r'sweep\.json is damaged: '):
-    sweep_figures.draw(tmp_path, say_nothing)
+    pictures.draw(tmp_path, say_nothing)
   assert not list(tmp_path.glob('*.png'))
 
 
 def test_a_folder_without_a_sweep_is_one_line(tmp_path):
   with pytest.raises(config_lib.UserError, match='holds no sweep'):
-    sweep_figures.draw(tmp_path)
+    pictures.draw(tmp_path)
 
 
 # --------------------------------------------------------- what they are of
@@ -269,7 +269,7 @@ def test_the_best_so_far_only_gets_better(tmp_path):
   trials = [({'seed': i}, v, 'finished') for i, v in enumerate(values)]
   trials.insert(2, ({'seed': 9}, None, 'failed'))
   write(tmp_path, trials, None)
-  figure = sweep_figures.best(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.best(results.read(tmp_path), say_nothing)
   axes = figure.axes[0]
   (line,) = axes.get_lines()
   # The failed one was the third; the line goes on to the end.
@@ -284,7 +284,7 @@ def test_the_best_of_a_loss_is_the_lowest(tmp_path):
   values = [0.5, 0.7, 0.4]
   trials = [({'seed': i}, v, 'finished') for i, v in enumerate(values)]
   write(tmp_path, trials, None, 'minimize')
-  figure = sweep_figures.best(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.best(results.read(tmp_path), say_nothing)
   (line,) = figure.axes[0].get_lines()
   assert line.get_ydata().tolist() == [0.5, 0.5, 0.4, 0.4]
 
@@ -293,7 +293,7 @@ def test_a_trial_that_diverged_does_not_press_the_others_together(tmp_path):
   values = [0.2, 0.25, 0.3, 1e9]
   trials = [({'seed': i}, v, 'finished') for i, v in enumerate(values)]
   write(tmp_path, trials, None, 'minimize')
-  figure = sweep_figures.best(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.best(results.read(tmp_path), say_nothing)
   low, high = figure.axes[0].get_ylim()
   assert low < 0.2
   assert 0.3 < high < 1
@@ -305,7 +305,7 @@ def test_a_trial_somewhat_worse_is_no_reason_to_cut_it_off(tmp_path):
   values = [0.94, 0.97, 0.98, 0.99]
   trials = [({'seed': i}, v, 'finished') for i, v in enumerate(values)]
   write(tmp_path, trials, None)
-  figure = sweep_figures.best(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.best(results.read(tmp_path), say_nothing)
   low, high = figure.axes[0].get_ylim()
   assert low < 0.94
   assert high > 0.99
@@ -316,7 +316,7 @@ def test_seeds_and_folds_show_their_deviation(tmp_path):
   file = tmp_path / 'sweep.json'
   text = file.read_text().replace('"deviation": null', '"deviation": 0.1')
   file.write_text(text)
-  figure = sweep_figures.best(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.best(results.read(tmp_path), say_nothing)
   axes = figure.axes[0]
   np.testing.assert_allclose(
     axes.collections[0].get_segments(), [[(1, 0.4), (1, 0.6)]]
@@ -332,7 +332,7 @@ def test_a_parameters_panel_has_its_trials_where_its_scale_says(tmp_path):
   rates = [1e-4, 1e-3, 1e-2, 1e-1]
   trials = [({'rate': r}, 0.1 * i, 'finished') for i, r in enumerate(rates)]
   write(tmp_path, trials, {'rate': ('log', 1e-4, 1e-1)})
-  figure = sweep_figures.parameters(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.parameters(results.read(tmp_path), say_nothing)
   (axes,) = figure.axes
   offsets = np.concatenate([x.get_offsets() for x in axes.collections])
   expected = [(i / 3, 0.1 * i) for i in range(4)]
@@ -351,7 +351,7 @@ def test_a_line_goes_through_a_trials_values_and_below_what_it_lacks(tmp_path):
     ({'a': 2, 'b': 'y'}, 0.3, 'finished'),
   ]
   write(tmp_path, trials, None)
-  figure = parallel.draw(sweep_file.read(tmp_path), say_nothing)
+  figure = parallel.draw(results.read(tmp_path), say_nothing)
   axes = figure.axes[0]
   lines = [s[:, 1].tolist()[:2] for s in axes.collections[0].get_segments()]
   assert lines[0] == [0, 0]
@@ -366,7 +366,7 @@ def test_a_line_goes_through_a_trials_values_and_below_what_it_lacks(tmp_path):
 def test_importances_are_optunas_of_a_study_with_the_same_trials(tmp_path):
   trials = mixed(24)
   write(tmp_path, trials)
-  found, why = importances.importances(sweep_file.read(tmp_path))
+  found, why = importances.importances(results.read(tmp_path))
   assert not why
   optuna.logging.set_verbosity(optuna.logging.ERROR)
   study = optuna.create_study(direction='maximize')
@@ -391,7 +391,7 @@ def test_importances_are_optunas_of_a_study_with_the_same_trials(tmp_path):
   expected = optuna.importance.get_param_importances(study, evaluator=evaluator)
   assert found == pytest.approx(expected)
   assert list(found)[0] == 'schedule.value'
-  figure = sweep_figures.importance(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.importance(results.read(tmp_path), say_nothing)
   axes = figure.axes[0]
   labels = [text.get_text() for text in axes.get_yticklabels()]
   assert labels[::-1] == list(found)
@@ -406,7 +406,7 @@ def test_the_curves_are_those_of_the_runs_the_best_in_front(tmp_path):
     ({'seed': 2}, None, 'pruned'),
   ]
   write(tmp_path, trials, None)
-  figure = sweep_figures.curves(sweep_file.read(tmp_path), say_nothing)
+  figure = pictures.curves(results.read(tmp_path), say_nothing)
   lines = {x.get_label(): x for x in figure.axes[0].get_lines()}
   assert set(lines) == {'best: trial 1, 0.9', 'then: 0', 'pruned (1)'}
   best = lines['best: trial 1, 0.9']

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from experiments import scales
-from experiments import sweep_file
+from experiments.search import results
+from experiments.search import scales
 from train import config as config_lib
 
 _FEWEST = 4  # Finished trials.
 
 
 def importances(
-  sweep: sweep_file.Sweep,
+  sweep: results.Sweep,
 ) -> tuple[dict[str, float], str]:
   """Parameter -> Optuna's share, the greatest first; or why there is none."""
   import optuna
@@ -52,7 +52,7 @@ def importances(
     optuna.logging.set_verbosity(loud)
 
 
-def _distribution(sweep: sweep_file.Sweep, name: str, values: list[Any]):
+def _distribution(sweep: results.Sweep, name: str, values: list[Any]):
   """Optuna's, of the space or of a list's values; None: they do not vary."""
   import optuna
 

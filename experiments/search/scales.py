@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import ticker
 import numpy as np
 
-from experiments import sweep_file
+from experiments.search import results
 
 _LONGEST = 18  # Letters of a label.
 _MOST_CHOICES = 8  # Labels of an axis.
@@ -57,7 +57,7 @@ class Scale:
     values = list(values)
     kind = words[0] if words else None
     self.choices, self.order, self.is_log = (), (), False
-    if kind == 'choice' or not all(map(sweep_file.is_number, values)):
+    if kind == 'choice' or not all(map(results.is_number, values)):
       listed = words[1:] if kind == 'choice' else ()
       labels = {repr(value): shown(value) for value in (*listed, *values)}
       self.order = tuple(labels)
@@ -130,7 +130,7 @@ def _decades(low: float, high: float) -> list[float]:
   return [10.0**power for power in range(first, last + 1, step)]
 
 
-def varied(sweep: sweep_file.Sweep) -> dict[str, Scale]:
+def varied(sweep: results.Sweep) -> dict[str, Scale]:
   """The parameters of more than one value, or that only some trials have."""
   trials = [
     t for t in sweep.trials if t.state in ('finished', 'pruned', 'failed')
@@ -159,6 +159,6 @@ def focus(values: list[float], maximize: bool) -> tuple[float, float]:
   return min(start, end) - pad, max(start, end) + pad
 
 
-def metric(sweep: sweep_file.Sweep) -> str:
+def metric(sweep: results.Sweep) -> str:
   """What judges the trials, as a title has it."""
   return name(sweep.metric.removeprefix('eval/')).replace('_', ' ')

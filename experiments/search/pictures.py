@@ -10,11 +10,11 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import importances
-from experiments import parallel
-from experiments import scales
 from experiments import style
-from experiments import sweep_file
+from experiments.search import importances
+from experiments.search import parallel
+from experiments.search import results
+from experiments.search import scales
 from train import config as config_lib
 from train import progress
 
@@ -32,7 +32,7 @@ def draw(folder: pathlib.Path, say: Say = progress.say) -> list[pathlib.Path]:
   Raises:
     UserError: `folder` holds no sweep, or a damaged one.
   """
-  sweep = sweep_file.read(folder)
+  sweep = results.read(folder)
   pictures = {'curves': curves}
   if sweep.best_first:
     pictures = {
@@ -113,7 +113,7 @@ def _of(number: int, what: str) -> str:
 # ------------------------------------------------------------------- pictures
 
 
-def best(sweep: sweep_file.Sweep, say: Say) -> Figure:
+def best(sweep: results.Sweep, say: Say) -> Figure:
   """Each trial's value in the order of finishing, and the best so far."""
   del say
   ended = _in_order(sweep)
@@ -156,7 +156,7 @@ def best(sweep: sweep_file.Sweep, say: Say) -> Figure:
   return figure
 
 
-def _in_order(sweep: sweep_file.Sweep) -> list[sweep_file.Trial]:
+def _in_order(sweep: results.Sweep) -> list[results.Trial]:
   """The trials that have ended, as they ended; the others as they began."""
   ended = [t for t in sweep.trials if t.state in ('finished', *_MARKS)]
   order = sorted(
@@ -169,7 +169,7 @@ def _in_order(sweep: sweep_file.Sweep) -> list[sweep_file.Trial]:
   return order
 
 
-def parameters(sweep: sweep_file.Sweep, say: Say) -> Figure | None:
+def parameters(sweep: results.Sweep, say: Say) -> Figure | None:
   """Each parameter that varies against the metric."""
   varied = scales.varied(sweep)
   if not varied:
@@ -194,7 +194,7 @@ def parameters(sweep: sweep_file.Sweep, say: Say) -> Figure | None:
   return figure
 
 
-def _parameter(axes, sweep: sweep_file.Sweep, name: str, scale: scales.Scale):
+def _parameter(axes, sweep: results.Sweep, name: str, scale: scales.Scale):
   given = [t for t in sweep.best_first[::-1] if name in t.params]
   if given:
     _put(
@@ -232,7 +232,7 @@ def _parameter(axes, sweep: sweep_file.Sweep, name: str, scale: scales.Scale):
   style.plain(axes)
 
 
-def importance(sweep: sweep_file.Sweep, say: Say) -> Figure | None:
+def importance(sweep: results.Sweep, say: Say) -> Figure | None:
   """How much of the metric's variance each parameter explains, by fANOVA."""
   shares, why = importances.importances(sweep)
   if why:
@@ -257,7 +257,7 @@ def importance(sweep: sweep_file.Sweep, say: Say) -> Figure | None:
   return figure
 
 
-def curves(sweep: sweep_file.Sweep, say: Say) -> Figure | None:
+def curves(sweep: results.Sweep, say: Say) -> Figure | None:
   """The metric over steps of every run, the best trial's in front."""
   lines = {t.number: _lines(t, sweep.metric, say) for t in sweep.trials}
   if not any(lines.values()):
@@ -309,7 +309,7 @@ def _curves(axes, lines, label: str, labelled: bool, look: dict[str, Any]):
     )
 
 
-def _lines(trial: sweep_file.Trial, metric: str, say: Say) -> list[tuple]:
+def _lines(trial: results.Trial, metric: str, say: Say) -> list[tuple]:
   """(steps, values) of each run that was evaluated; what is damaged is said."""
   from train import workdir as workdir_lib
   from train import writer
@@ -324,8 +324,7 @@ def _lines(trial: sweep_file.Trial, metric: str, say: Say) -> list[tuple]:
     points = [
       (line['step'], line[metric])
       for line in read
-      if sweep_file.is_number(line['step'])
-      and sweep_file.is_number(line.get(metric))
+      if results.is_number(line['step']) and results.is_number(line.get(metric))
     ]
     if points:
       found.append(tuple(zip(*points, strict=True)))

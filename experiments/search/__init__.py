@@ -1,0 +1,1 @@
+"""How a sweep chooses its trials and keeps every device busy."""
