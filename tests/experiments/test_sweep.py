@@ -180,6 +180,26 @@ def test_a_folder_of_something_else_is_left_alone(
   assert [path.name for path in folder.iterdir()] == [file]
 
 
+def assert_is_its_launch(folder, trial, said, tmp_path):
+  """Its command, typed again for another workdir, gives the same bytes."""
+  (kept,) = trial['runs']
+  assert kept['command'] in said
+  workdir = folder / kept['workdir']
+  again = tmp_path / f'again-{workdir.name}'
+  line = kept['command'].replace(str(workdir), str(again))
+  line = line.replace(' python ', f' {sys.executable} ')
+  subprocess.run(
+    line, shell=True, check=True, capture_output=True, timeout=120,
+    cwd=conftest.REPOSITORY, env=conftest.environment(),
+  )  # fmt: skip
+  for file in ('metrics.jsonl', 'config.json'):
+    assert (again / file).read_bytes() == (workdir / file).read_bytes()
+  assert arrays(again) == arrays(workdir)
+  lines = [json.loads(x) for x in (again / 'metrics.jsonl').open()]
+  scores = [x['eval/accuracy'] for x in lines if 'eval/accuracy' in x]
+  assert trial['value'] == max(scores)
+
+
 @pytest.mark.slow
 def test_a_grid_is_single_launches_and_goes_on_for_nothing(
   config, run, say, monkeypatch, tmp_path
@@ -195,23 +215,7 @@ def test_a_grid_is_single_launches_and_goes_on_for_nothing(
     for rate in (1e-3, 1e-2)
     for width in ((8,), (16,))
   ]
-  for trial in found['trials'][2:3]:
-    (kept,) = trial['runs']
-    assert kept['command'] in ran.stdout
-    workdir = folder / kept['workdir']
-    again = tmp_path / f'again-{workdir.name}'
-    line = kept['command'].replace(str(workdir), str(again))
-    line = line.replace(' python ', f' {sys.executable} ')
-    subprocess.run(
-      line, shell=True, check=True, capture_output=True, timeout=120,
-      cwd=conftest.REPOSITORY, env=conftest.environment(),
-    )  # fmt: skip
-    for file in ('metrics.jsonl', 'config.json'):
-      assert (again / file).read_bytes() == (workdir / file).read_bytes()
-    assert arrays(again) == arrays(workdir)
-    lines = [json.loads(x) for x in (again / 'metrics.jsonl').open()]
-    scores = [x['eval/accuracy'] for x in lines if 'eval/accuracy' in x]
-    assert trial['value'] == max(scores)
+  assert_is_its_launch(folder, found['trials'][2], ran.stdout, tmp_path)
   before = table(folder)
   monkeypatch.setattr(launchers.Local, 'start', None)
   assert say(*words) == (0, '')
@@ -222,6 +226,51 @@ def test_a_grid_is_single_launches_and_goes_on_for_nothing(
     f'sweep: workdir {folder} belongs to another sweep: config.seed was 0 and '
     'is 1; give another workdir, or the same values\n',
   )
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_grid_of_a_config_here_is_nine_launches(run, tmp_path):
+  folder = tmp_path / 'sweep'
+  ran = run(
+    'sweep', '--config=digits_mlp', '--search=grid', f'--workdir={folder}',
+    timeout=600,
+  )  # fmt: skip
+  assert (ran.returncode, ran.stderr) == (0, '')
+  trials = results(folder)['trials']
+  assert len(trials) == 9
+  for trial in trials:
+    assert_is_its_launch(folder, trial, ran.stdout, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_one_process_in_four_crashes_and_is_named_with_its_log(
+  config, run, tmp_path
+):
+  """By a signal, as its config is read; the others end as without it."""
+  crash = """
+import os, signal, sys
+if '--config.seed=2' in sys.argv and 'trials' in ' '.join(sys.argv):
+  os.kill(os.getpid(), signal.SIGSEGV)
+"""
+  space = {'seed': ('int', 0, 3)}
+  tables = []
+  for name, extra in (('crashing', crash), ('whole', '')):
+    folder = tmp_path / name
+    ran = run(
+      'sweep', f'--config={config(space, extra)}', '--search=grid',
+      f'--workdir={folder}', '--retries=1', timeout=400,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, '')
+    tables.append(table(folder))
+    log = folder / 'trials' / '002.log'
+    failed = f'trial 2 failed with signal {signal.SIGSEGV:d}'
+    assert ran.stdout.count(failed) == (2 if extra else 0)
+    assert (f'log: {log}\n' in ran.stdout) == bool(extra)
+  crashing, whole = tables
+  assert crashing[2][2:4] == ('failed', None)
+  assert crashing[:2] + crashing[3:] == whole[:2] + whole[3:]
 
 
 @pytest.mark.slow
