@@ -1,8 +1,8 @@
 """How busy a sweep keeps its workers, start-up counted.
 
 Perfect packing has every worker with a run from the command's first instant to
-its last; a run counts from when its process is started to when it has ended,
-and what the sweep's own process needs before, between and after is lost.
+the last run's end; a run counts from when its process is started to when it has
+ended, so that what the sweep's own process needs before and between is lost.
 """
 
 import json
@@ -47,13 +47,14 @@ def measure(folder: pathlib.Path) -> dict[str, float]:
       ended[int(found[1])] = now
   if process.wait():
     raise SystemExit(f'the sweep ended with {process.returncode}')
-  seconds = time.perf_counter() - start
+  total, seconds = time.perf_counter() - start, max(ended.values())
   busy = sum(ended[trial] - began[trial] for trial in ended)
   return {
     'finished': len(ended),
     'workers': _WORKERS,
     'seconds': round(seconds, 1),
     'seconds_before_the_first': round(begun, 1),
+    'seconds_of_pictures': round(total - seconds, 1),
     'seconds_a_run': round(busy / len(ended), 1),
     'utilization': round(busy / (_WORKERS * seconds), 3),
   }
