@@ -17,7 +17,7 @@ class Chip:
     clock: of the cycles in libtpu's static profile, a second: the rate at which
       a product of 4096 x 4096 x 4096 comes to 97 % (v5e) and 94 % (v6e) of
       `flops`; 0 where it was not found out.
-    memory: its size in bytes.
+    memory: bytes, those of a TPU that a program can have.
     link: one of its links to a neighbour, one way, bytes a second.
     slower: dtype -> the rate of its products, where it is another.
     most: chips of the largest slice, or GPUs of a host.
@@ -37,22 +37,24 @@ class Chip:
 
 # cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e. They give what all links of
 # a chip carry both ways (v5e 400 GB/s, v6e 800, v5p 1200; v4 2400 Gb/s one way)
-# over 4 links in two dimensions (v5e, v6e) or 6 in three. By default products
-# of float32 are computed as those of bfloat16.
+# over 4 links in two dimensions (v5e, v6e) or 6 in three. Of their memory it is
+# what libtpu leaves to a program. By default products of float32 are computed
+# as those of bfloat16.
 TPUS = {
   'v4': Chip(
-    'TPU v4', 'v4:2x2x1', 'v4-8', 1228e9, 275e12, 0, 32 * 2**30, 50e9, most=4096
+    'TPU v4', 'v4:2x2x1', 'v4-8', 1228e9, 275e12, 0, 30.75 * 2**30, 50e9,
+    most=4096,
   ),
   'v5e': Chip(
-    'TPU v5 lite', 'v5e:2x2', 'v5litepod-4', 819e9, 197e12, 1.5e9, 16 * 2**30,
-    50e9, most=256,
+    'TPU v5 lite', 'v5e:2x2', 'v5litepod-4', 819e9, 197e12, 1.5e9,
+    15.75 * 2**30, 50e9, most=256,
   ),
   'v5p': Chip(
     'TPU v5', 'v5p:2x2x1', 'v5p-8', 2765e9, 459e12, 0, 95 * 2**30, 100e9,
     most=6144,
   ),
   'v6e': Chip(
-    'TPU v6 lite', 'v6e:2x2', 'v6e-4', 1640e9, 918e12, 1.75e9, 32 * 2**30,
+    'TPU v6 lite', 'v6e:2x2', 'v6e-4', 1640e9, 918e12, 1.75e9, 31.24 * 2**30,
     100e9, most=256,
   ),
 }  # fmt: skip

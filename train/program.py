@@ -91,6 +91,7 @@ def create(
   dataset: sources.Dataset | None = None,
   *,
   training: bool = True,
+  described: bool = False,
   devices: Sequence[jax.Device] | None = None,
   say: Callable[[str], None] = progress.say,
 ) -> Program:
@@ -101,6 +102,8 @@ def create(
     dataset: in place of the one that config.data names.
     training: False for a program that only evaluates: it takes any number of
       devices, all along `data` where config.mesh does not fit them.
+    described: True for a program that is not run: of the dataset it needs the
+      shapes alone, so that it need not be there.
     devices: in place of all those of all processes.
     say: takes a line for the user, where data must be prepared first.
 
@@ -116,7 +119,11 @@ def create(
     mesh_lib.check(config, mesh)
   mesh_lib.check_kernels(config.kernels, mesh)
   resolve.check_names(config)  # Before data that may take long to prepare.
-  if dataset is None:
+  if dataset is None and described:
+    from train.data import described as described_lib  # TFDS takes a second.
+
+    dataset = described_lib.describe(config.data, say)
+  elif dataset is None:
     dataset = sources.load(
       config.data.name,
       config.data.data_dir,

@@ -19,8 +19,12 @@ from typing import Any
 from experiments import command
 from train import config as config_lib
 
-# libtpu's "Used 29.52G of 15.75G hbm", and its names of units.
-_OVER = re.compile(r'Used ([\d.]+)([BKMGT]?) of ([\d.]+)([BKMGT]?) hbm')
+# libtpu's "Used 29.52G of 15.75G hbm", or "the total memory required for HLO
+# temporaries (29.52G) exceeds available HBM (15.75G)", and its names of units.
+_OVER = re.compile(
+  r'(?:Used |required for .*?\()([\d.]+)([BKMGT]?)'
+  r'(?: of |\) exceeds available HBM \()([\d.]+)([BKMGT]?)'
+)
 _UNITS = {unit: 2 ** (10 * i) for i, unit in enumerate('BKMGT')} | {'': 1}
 _GPU_KERNEL = 'mosaic_gpu'
 
@@ -85,33 +89,35 @@ def answer(
     UserError: the config, or the target, cannot be.
   """
   from experiments.planning import targets
-  from train import flops
   from train import program as program_lib
-  from train.data import described
-  from train.data import pipeline
 
   started = time.monotonic()
   target = targets.parse(target_name)
   devices = _devices(target)
-  dataset = described.describe(config.data, say)
-  program = program_lib.create(config, dataset, devices=devices)
-  batch, held = pipeline.batch_shapes(
-    program.dataset.splits['train'],
-    batch_size=program.config.data.batch_size,
-    mesh=program.mesh,
-    processes=len({device.process_index for device in devices}),
+  program = program_lib.create(config, described=True, devices=devices, say=say)
+  found = account(program, compiled=compiled)
+  found['seconds']['created'] = round(
+    time.monotonic() - started - sum(found['seconds'].values()), 1
   )
-  found = _account(program, batch, held)
+  return found
+
+
+def account(program, *, compiled: bool = True) -> dict[str, Any]:
+  """What `answer` says, of a program on the devices of its mesh."""
+  from train import flops
+
+  started = time.monotonic()
+  batch, held = batch_shapes(program)
+  found = _known(program, batch, held)
   try:
     found['flops'] = flops.count(program.train_step, program.state_shape, batch)
   except ValueError as error:
     raise config_lib.UserError(f'no plan can be made: {error}') from None
   found['seconds'] = {'traced': round(time.monotonic() - started, 1)}
-  if not compiled:
-    return found
-  started = time.monotonic()
-  found |= _compile(program, batch)
-  found['seconds']['compiled'] = round(time.monotonic() - started, 1)
+  if compiled:
+    started = time.monotonic()
+    found |= _compile(program, batch)
+    found['seconds']['compiled'] = round(time.monotonic() - started, 1)
   return found
 
 
@@ -149,7 +155,19 @@ def _devices(target) -> Sequence[Any]:
   return devices
 
 
-def _account(program, batch, held: int) -> dict[str, Any]:
+def batch_shapes(program):
+  """Of a training step's batch, and how many of them are held at once."""
+  from train.data import pipeline
+
+  return pipeline.batch_shapes(
+    program.dataset.splits['train'],
+    batch_size=program.config.data.batch_size,
+    mesh=program.mesh,
+    processes=len({d.process_index for d in program.mesh.devices.flat}),
+  )
+
+
+def _known(program, batch, held: int) -> dict[str, Any]:
   """What is known before compiling."""
   import models
 
@@ -256,10 +274,11 @@ def _collectives(text: str, mesh) -> list[dict[str, Any]]:
   from kernels import hlo
 
   devices = list(mesh.devices.flat)
+  each = len(devices) // len({device.process_index for device in devices})
   found = {}
   for one in hlo.collectives(text, len(devices)):
     group = one.group or range(len(devices))
-    reach = _extents([_place(devices[i]) for i in group])
+    reach = _extents([_place(devices[i], each) for i in group])
     alike = found.setdefault((one.kind, len(group), reach), [])
     alike.append((one.runs, one.bytes))
   return [
@@ -268,11 +287,11 @@ def _collectives(text: str, mesh) -> list[dict[str, Any]]:
   ]
 
 
-def _place(device) -> tuple[int, ...]:
+def _place(device, each: int) -> tuple[int, ...]:
   """Where a device lies on its network: a chip's coordinates; host and GPU."""
   if device.platform == 'tpu':
     return tuple(device.coords)
-  return device.process_index, device.id
+  return device.process_index, device.id % each
 
 
 def _extents(places: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ def plan(target: targets.Target, account: Mapping[str, Any]) -> Plan:
     available,
     {
       'compute': account['flops'] / target.devices / rate,
-      'memory': account['moved'] / target.bandwidth,
+      'memory': account['moved'] / target.bandwidth(needed),
       'interconnect': sum(one['seconds'] for one in collectives),
     },
     collectives,

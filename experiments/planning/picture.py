@@ -64,7 +64,7 @@ def _times(axes, plan):
               color=_INK, fontsize=8)  # fmt: skip
   axes.margins(x=0.3)
   axes.set_title(
-    f'ms of a step; {plan.examples:,.0f} examples a second at most',
+    'ms of a step, which takes the longest',
     loc='left', color=_INK, fontsize=10,
   )  # fmt: skip
   _plain(axes)

@@ -99,8 +99,8 @@ def mesh(
 
   What has no room for its arguments alone is not compiled.
   """
-  for lengths in targets.meshes(compiler.target.devices):
-    one = config_lib.Mesh(*lengths)
+  for data, fsdp, tensor in targets.meshes(compiler.target.devices):
+    one = config_lib.Mesh(data=data, fsdp=fsdp, tensor=tensor)
     here = dataclasses.replace(config, mesh=one)
     try:
       account = compiler.ask(here, compiled=False)

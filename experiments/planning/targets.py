@@ -32,8 +32,12 @@ _MOST_GPUS = 1024
 _MOST_CPUS = 1024
 
 # All devices of a CPU together, by `python -m experiments.benchmark
-# --suite=plan` on two cores of an Intel Xeon.
-CPU = chips.Chip('cpu', '', '', 8.0e9, 60e9, 0)
+# --suite=plan` on two cores of an Intel Xeon: operations a second of a training
+# step, bytes a second of the memory, and of the caches, where all that a step
+# needs fits into them.
+CPU = chips.Chip('cpu', '', '', 9.0e9, 129e9, 0)
+CPU_CACHE_BANDWIDTH = 20e9
+CPU_CACHE_BYTES = 32 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Target:
     platform: 'tpu', 'cuda' or 'cpu'.
     chip: one of them.
     shape: chips along each axis of a slice; hosts and GPUs of each; (devices,).
+    cache_bandwidth: of a CPU's caches.
   """
 
   name: str
   platform: str
   chip: chips.Chip
   shape: tuple[int, ...]
+  cache_bandwidth: float = CPU_CACHE_BANDWIDTH
 
   @property
   def devices(self) -> int:
@@ -72,11 +78,13 @@ class Target:
       return self.chip.flops / self.devices
     return self.chip.slower.get(dtype, self.chip.flops)
 
-  @property
-  def bandwidth(self) -> float:
-    """Bytes a second of a device's memory."""
-    shared = self.devices if self.platform == 'cpu' else 1
-    return self.chip.bandwidth / shared
+  def bandwidth(self, needed: float) -> float:
+    """Bytes a second of a device's memory, of which a step needs so many."""
+    if self.platform != 'cpu':
+      return self.chip.bandwidth
+    cached = self.devices * needed <= CPU_CACHE_BYTES
+    rate = self.cache_bandwidth if cached else self.chip.bandwidth
+    return rate / self.devices
 
   def exchange_seconds(
     self, kind: str, size: int, members: int, extents: tuple[int, ...]
@@ -99,12 +107,12 @@ class Target:
       'collective-permute': size,
     }.get(kind, size * (members - 1) / members)
     if self.platform == 'cpu':  # Each part is written and read in memory.
-      return 2 * moved / self.bandwidth
+      return 2 * moved * self.devices / self.chip.bandwidth
     if self.platform == 'cuda':
-      hosts, _ = extents
-      between = moved * (hosts - 1) / hosts / max(1, extents[-1])
-      seconds = max(moved / self.chip.link, between / _NETWORK)
-      return _GPU_SECONDS + seconds
+      hosts, gpus = extents
+      # As many rings as a host has GPUs, each through its own adapter.
+      rate = min(self.chip.link, gpus * _NETWORK if hosts > 1 else math.inf)
+      return _GPU_SECONDS + moved / rate
     spanned = {i: n for i, n in enumerate(extents) if n > 1}
     ways = {i: self._ways(i, n) for i, n in spanned.items()}
     hops = sum(n // ways[i] for i, n in spanned.items())
@@ -202,6 +210,14 @@ def refused(target: Target, why: str) -> config_lib.UserError:
   return config_lib.UserError(
     f'--target is {target.name!r}, and {why}; the nearest is {chip}:{nearest}'
   )
+
+
+def calibrated(
+  *, flops: float, bandwidth: float, cache_bandwidth: float
+) -> Target:
+  """One CPU device of these rates, in place of those of CPU."""
+  chip = dataclasses.replace(CPU, flops=flops, bandwidth=bandwidth)
+  return Target('cpu:1', 'cpu', chip, (1,), cache_bandwidth)
 
 
 def _cpu() -> chips.Chip:

@@ -115,7 +115,7 @@ def _times(plan: cost.Plan) -> Iterator[str]:
   )
   yield (
     f'  memory        {seconds["memory"]:>12}  {number(account["moved"])}B '
-    f'read and written at {number(target.bandwidth)}B/s'
+    f'read and written at {number(target.bandwidth(plan.needed))}B/s'
   )
   yield f'  interconnect  {seconds["interconnect"]:>12}  ' + (
     'nothing is exchanged' if not plan.collectives else 'of which'
