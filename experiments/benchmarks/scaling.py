@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import json
 import pathlib
+import resource
 import time
 from typing import Any
 
@@ -90,12 +91,14 @@ def plan(name: str, chips: int) -> dict[str, Any]:
   changes = [
     *changes,
     ('dtype', 'bfloat16'),
+    ('total_epochs', 'none'),
+    ('total_steps', '100000'),  # More than a warm-up, however large the batch.
     ('data.batch_size', str(each * chips)),
     ('mesh.fsdp', str(min(fsdp, chips))),
   ]
   config, _, _ = command.load_config(config_name, changes)
   target = targets.parse(f'v5e:{SLICES[chips]}')
-  started = time.monotonic()
+  started, before = time.monotonic(), _child_seconds()
   with compiler_lib.Compiler(target) as compiler:
     found = cost.plan(target, compiler.ask(config))
   return {
@@ -103,13 +106,18 @@ def plan(name: str, chips: int) -> dict[str, Any]:
     'chips': chips,
     'mesh': found.account['mesh'],
     'batch_size': each * chips,
-    'fits': found.fits,
     'needed': found.needed,
-    'available': found.available,
+    'over': found.over,
     'seconds': dict(found.seconds),
     'flops': found.account['flops'],
     'answer_seconds': round(time.monotonic() - started, 1),
+    'answer_cpu_seconds': round(_child_seconds() - before, 1),
   }
+
+
+def _child_seconds() -> float:
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
@@ -128,11 +136,11 @@ def _line(row, first) -> str:
     f'| {row["model"]} | {row["chips"]} | {mesh["data"]} x {mesh["fsdp"]} | '
     f'{row["batch_size"]:,} | {gib:.2f} '
   )
-  if not row['fits']:
-    over = (row['needed'] - row['available']) / 2**30
+  if row['over']:
+    over = row['over'] / 2**30
     return start + f'| does not fit: {over:.2f} GiB too much | | | | | |'
   hidden, added = steps(row)
-  if first['fits']:
+  if not first['over']:
     base = steps(first)
     efficiency = f'{base[0] / hidden:.0%}, {base[1] / added:.0%}'
   else:
