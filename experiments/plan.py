@@ -131,9 +131,13 @@ def _search_batch(compiler, config):
   from experiments.planning import search
   from experiments.planning import text
 
+  found = {}
   for size, plan in search.batch(compiler, config):
+    found[size] = plan
     if not FLAGS.json:
       print(f'{size:>8,}  {text.verdict(plan)}', flush=True)
+  size = max(size for size, plan in found.items() if plan.fits)
+  plan = found[size]
   if FLAGS.json:
     print(json.dumps(cost.as_json(plan)))
     return plan

@@ -121,6 +121,7 @@ def test_every_public_function_and_class_says_what_it_does():
     'experiments',
     'experiments.launch',
     'experiments.evaluate',
+    'experiments.plan',
     'experiments.configs.digits_cnn',
   ],
 )

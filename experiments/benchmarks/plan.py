@@ -1,5 +1,6 @@
 """What experiments.plan predicts on this CPU against what is measured."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import ctypes
 import dataclasses
@@ -11,13 +12,14 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 from experiments.benchmarks import models as models_suite
 from train import config as config_lib
 
 _MEMORY = ('cifar10_resnet18', 'cifar10_vit')
 _SECONDS = 1.0  # Of each measurement, at least.
-_WIDTH = 512  # Of the calibration's layers, and its batch.
+_WIDTH = 256  # Of the calibration's layers, and its batch: in a cache.
 
 
 def main(cases: Sequence[str], rounds: int):
@@ -31,14 +33,12 @@ def main(cases: Sequence[str], rounds: int):
       raise config_lib.UserError(
         f'--cases is {name!r}; there are {", ".join(models_suite.CASES)}'
       )
-  rates = calibrate()
-  print(json.dumps(rates), flush=True)
   for name in () if cases else _MEMORY:
     _in_process('memory', name)
-  rows = []
-  for name in cases or models_suite.CASES:
-    rows.append(measure_step(name, rounds, rates))
-    print(json.dumps(rows[-1]), flush=True)
+  rates, rows = measure_steps(cases or tuple(models_suite.CASES), rounds)
+  print(json.dumps(rates))
+  for row in rows:
+    print(json.dumps(row))
   error = statistics.median(abs(row['error']) for row in rows)
   print(f'median error of a step: {error:.0%}')
 
@@ -51,30 +51,84 @@ def _in_process(*words: str):
   )
 
 
-# -------------------------------------------------------------- calibration
+# -------------------------------------------------------------------- steps
 
 
-def calibrate() -> dict[str, float]:
-  """This CPU's row in targets.py, of programs that are none of the cases."""
+def measure_steps(
+  cases: Sequence[str], rounds: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+  """This CPU's rates, and milliseconds of a step, predicted and measured.
+
+  The rates are measured with programs that are none of the cases, in turn with
+  these, so that what slows one slows the other; medians of the rounds count.
+
+  Args:
+    cases: of models_suite.CASES.
+    rounds: how often each is measured.
+  """
+  from experiments.planning import compiling
+  from experiments.planning import cost
+  from experiments.planning import targets
+
+  programs = {
+    name: models_suite.create_program(models_suite.CASES[name], 1)
+    for name in cases
+  }
+  accounts = {name: compiling.account(p) for name, p in programs.items()}
+  timers = {name: _step(program) for name, program in programs.items()}
+  calibrations = _calibrations()
+  timers |= {name: timer for name, (_, timer) in calibrations.items()}
+  seconds = {name: [] for name in timers}
+  for _ in range(rounds):
+    for name, timer in timers.items():
+      seconds[name].append(_seconds(timer))
+  medians = {
+    name: statistics.median(values) for name, values in seconds.items()
+  }
+  rates = {name: work / medians[name] for name, (work, _) in
+           calibrations.items()}  # fmt: skip
+  rows = []
+  for name in cases:
+    plan = cost.plan(targets.calibrated(**rates), accounts[name])
+    rows.append(
+      {
+        'case': name,
+        'predicted_ms': round(1e3 * plan.step, 2),
+        'measured_ms': round(1e3 * medians[name], 2),
+        'least_ms': round(1e3 * min(seconds[name]), 2),
+        'most_ms': round(1e3 * max(seconds[name]), 2),
+        'error': round(plan.step / medians[name] - 1, 2),
+        'bound': plan.bound,
+        'rounds': rounds,
+      }
+    )
+  return rates, rows
+
+
+def _calibrations() -> dict[str, tuple[float, Callable]]:
+  """Operations or bytes, and what takes them, of a row in targets.py."""
   import jax
   import jax.numpy as jnp
 
-  def rate(count):
-    """Bytes a second of y = a x + b, of so many numbers."""
+  from experiments.planning import compiling
+
+  def line(count):
+    """y = a x + b, of so many numbers."""
     x = jnp.ones(count, jnp.float32)
     function = jax.jit(lambda x: 1.5 * x + 1)
-    return 2 * 4 * count / _seconds(lambda: function(x))
+    return 2 * 4 * count, lambda: function(x)
 
+  program = _dense_program()
+  account = compiling.account(program, compiled=False)
   return {
-    'flops': _training_rate(),
-    'bandwidth': rate(2**26),
-    'cache_bandwidth': rate(2**20),
+    'flops': (account['flops'], _step(program)),
+    'bandwidth': line(2**23),
+    'cache_bandwidth': line(2**20),
   }
 
 
-def _training_rate() -> float:
-  """Operations a second of a training step of three dense layers."""
-  from experiments.planning import compiling
+def _dense_program():
+  """Three dense layers, whose products are most of a step."""
   from train import program as program_lib
 
   config = config_lib.Config(
@@ -85,24 +139,11 @@ def _training_rate() -> float:
     schedule={'name': 'constant_schedule', 'value': 1e-3},
   )
   case = dataclasses.replace(models_suite.CASES['mlp'], batch_size=_WIDTH)
-  program = program_lib.create(config, models_suite.noise(case))
-  account = compiling.account(program, compiled=False)
-  return account['flops'] / _step_seconds(program)
+  return program_lib.create(config, models_suite.noise(case))
 
 
-def _seconds(function) -> float:
-  """Of one call, the median of many."""
-  import jax
-
-  times, start = [], time.perf_counter()
-  while time.perf_counter() - start < _SECONDS or len(times) < 5:
-    begun = time.perf_counter()
-    jax.block_until_ready(function())
-    times.append(time.perf_counter() - begun)
-  return statistics.median(times[1:])
-
-
-def _step_seconds(program) -> float:
+def _step(program) -> Callable:
+  """A training step, ready to be called again and again."""
   state, batch = program.init(), _batch(program)
 
   def step():
@@ -110,7 +151,20 @@ def _step_seconds(program) -> float:
     state, metrics = program.train_step(state, batch)
     return metrics['loss']
 
-  return _seconds(step)
+  return step
+
+
+def _seconds(function: Callable) -> float:
+  """Of one call, the median of as many as take a second."""
+  import jax
+
+  jax.block_until_ready(function())
+  times, start = [], time.perf_counter()
+  while time.perf_counter() - start < _SECONDS or len(times) < 3:
+    begun = time.perf_counter()
+    jax.block_until_ready(function())
+    times.append(time.perf_counter() - begun)
+  return statistics.median(times)
 
 
 def _batch(program):
@@ -125,29 +179,6 @@ def _batch(program):
       mesh=program.mesh,
     )
   )
-
-
-# -------------------------------------------------------------------- steps
-
-
-def measure_step(name: str, rounds: int, rates) -> dict[str, float]:
-  """Milliseconds of a step of models_suite.CASES, predicted and measured."""
-  from experiments.planning import compiling
-  from experiments.planning import cost
-  from experiments.planning import targets
-
-  program = models_suite.create_program(models_suite.CASES[name], 1)
-  account = compiling.account(program)
-  plan = cost.plan(targets.calibrated(**rates), account)
-  seconds = statistics.median(_step_seconds(program) for _ in range(rounds))
-  return {
-    'case': name,
-    'predicted_ms': round(1e3 * plan.step, 2),
-    'measured_ms': round(1e3 * seconds, 2),
-    'error': round(plan.step / seconds - 1, 2),
-    'bound': plan.bound,
-    'rounds': rounds,
-  }
 
 
 # ------------------------------------------------------------------- memory

@@ -258,15 +258,17 @@ def _compile(program, batch) -> dict[str, Any]:
       'code': memory.generated_code_size_in_bytes,
     },
     'moved': sum(one.runs * one.bytes for one in operations),
-    'kernels': sorted(one.name for one in operations if _is_kernel(one)),
+    'kernels': sorted(filter(None, map(_kernel, operations))),
     'collectives': _collectives(text, program.mesh),
   }
 
 
-def _is_kernel(operation) -> bool:
-  return operation.target == 'tpu_custom_call' or (
-    operation.target.startswith(_GPU_KERNEL)
-  )
+def _kernel(operation) -> str | None:
+  """The name of a Pallas kernel, as far as the compiler keeps it."""
+  if operation.target == 'tpu_custom_call':
+    return operation.name.partition('.')[0]
+  # A GPU's all have one name.
+  return operation.target if _GPU_KERNEL in operation.target else None
 
 
 def _collectives(text: str, mesh) -> list[dict[str, Any]]:

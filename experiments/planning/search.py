@@ -19,11 +19,11 @@ Say = Callable[[str], None]
 def batch(
   compiler: compiler_lib.Compiler, config: config_lib.Config
 ) -> Iterator[tuple[int, cost.Plan]]:
-  """Batch sizes that are tried, with their plans; the last pair is the answer.
+  """Batch sizes that are tried, with their plans; the largest that fits wins.
 
   Memory grows nearly in proportion: from two plans a third is guessed. Sizes
-  are multiples of what the mesh and config.accumulate divide into, and of a
-  sixteenth of the largest power of two below.
+  are multiples of what the mesh and config.accumulate divide into, found to
+  within a sixteenth of the largest power of two below.
 
   Raises:
     UserError: not even the smallest fits.
@@ -36,13 +36,14 @@ def batch(
     here = _with_batch(config, count * step)
     return count * step, cost.plan(compiler.target, compiler.ask(here))
 
-  low, high = None, None  # (multiple, plan) that fits, and that does not.
+  # (multiple, plan): the two largest that fit, the least that does not.
+  before, low, high = None, None, None
   count = max(1, min(most, account['batch_size'] // step))
   for _ in range(_MOST_TRIES):
     size, plan = tried(count)
     yield size, plan
     if plan.fits:
-      low = count, plan
+      before, low = low, (count, plan)
     else:
       high = count, plan
     if low is None and count == 1:
@@ -52,29 +53,35 @@ def batch(
         'missing; config.mesh.fsdp, config.remat and config.accumulate save '
         'memory'
       )
-    count = _next(low, high, most)
+    count = _next(before, low, high, most)
     if count is None:
-      break
-  yield low[0] * step, low[1]
+      return
 
 
-def _next(low, high, most: int) -> int | None:
+def _next(before, low, high, most: int) -> int | None:
   """The next multiple to try; None where it is found."""
   if high is None:
-    return min(most, 2 * low[0]) if low[0] < most else None
+    if low[0] >= most:
+      return None
+    guess = _guess(before, low) if before else 0
+    return min(most, max(2 * low[0], min(guess, 16 * low[0])))
   if low is None:
     return max(1, high[0] // 2)
   grain = max(1, 2 ** (low[0].bit_length() - 1) // _GRAIN)
   if high[0] - low[0] <= grain:
     return None
-  (a, first), (b, second) = low, high
-  slope = (second.needed - first.needed) / (b - a)
-  guess = b
-  if slope > 0:
-    guess = a + int((first.available - first.needed) / slope)
   # What was guessed too high or too low stays within, and moves.
-  guess = guess // grain * grain
-  return min(max(guess, a + grain), b - grain)
+  guess = _guess(low, high) // grain * grain
+  return min(max(guess, low[0] + grain), high[0] - grain)
+
+
+def _guess(one, other) -> int:
+  """The multiple that just fits, on the line through two."""
+  (a, first), (b, second) = one, other
+  slope = (second.needed - first.needed) / (b - a)
+  if slope <= 0:
+    return 16 * b
+  return a + int((first.available - first.needed) / slope)
 
 
 def _sized(compiler, config):

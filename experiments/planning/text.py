@@ -126,9 +126,8 @@ def _times(plan: cost.Plan) -> Iterator[str]:
       f'{one["count"]} of {size(one["bytes"])} together'
     )
   if account['kernels']:
-    yield f'  kernels       {len(account["kernels"]):>12}  ' + ', '.join(
-      sorted({name.rpartition('.')[0] or name for name in account['kernels']})
-    )
+    names = ', '.join(sorted(set(account['kernels'])))
+    yield f'  kernels       {len(account["kernels"]):>12}  {names}'
 
 
 def _whole(plan: cost.Plan) -> Iterator[str]:

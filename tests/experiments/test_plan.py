@@ -250,8 +250,8 @@ def test_the_command_answers_in_text_in_json_and_in_a_picture(
 
 @pytest.mark.slow
 def test_the_largest_batch_is_said_with_the_ones_tried(capsys, monkeypatch):
-  monkeypatch.setattr(targets, '_cpu', lambda: _with_memory(64 * 2**20))
-  words = ['--config=digits_cnn', '--target=cpu:1', '--search_batch']
+  monkeypatch.setattr(targets, '_cpu', lambda: _with_memory(4 * 2**20))
+  words = ['--config=digits_mlp', '--target=cpu:1', '--search_batch']
   assert planned(*words) == 0
   said = capsys.readouterr().out
   (line,) = [one for one in said.splitlines() if 'largest that fits' in one]
