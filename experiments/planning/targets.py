@@ -35,8 +35,8 @@ _MOST_CPUS = 1024
 # --suite=plan` on two cores of an Intel Xeon: operations a second of a training
 # step, bytes a second of the memory, and of the caches, where all that a step
 # needs fits into them.
-CPU = chips.Chip('cpu', '', '', 9.0e9, 129e9, 0)
-CPU_CACHE_BANDWIDTH = 20e9
+CPU = chips.Chip('cpu', '', '', 9.9e9, 92e9, 0)
+CPU_CACHE_BANDWIDTH = 25e9
 CPU_CACHE_BYTES = 32 * 2**20
 
 

@@ -123,7 +123,9 @@ def _ask_for_ever(compiler):
   ('model', 'multiply_adds'),
   [
     pytest.param(
-      {'name': 'resnet', 'variant': '50'}, 4.09e9, marks=pytest.mark.slow
+      {'name': 'resnet', 'variant': '50'},
+      4.09e9,
+      marks=[pytest.mark.slow, pytest.mark.long],
     ),
     ({'name': 'vit', 'variant': 'B/16'}, 17.56e9),
     pytest.param(
@@ -249,6 +251,7 @@ def test_the_command_answers_in_text_in_json_and_in_a_picture(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_largest_batch_is_said_with_the_ones_tried(capsys, monkeypatch):
   monkeypatch.setattr(targets, '_cpu', lambda: _with_memory(4 * 2**20))
   words = ['--config=digits_mlp', '--target=cpu:1', '--search_batch']

@@ -73,6 +73,7 @@ def test_steps_are_predicted_from_rates_that_are_measured_beside_them():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
   not os.path.exists('/proc/self/clear_refs'), reason='Linux tells the peak'
 )
