@@ -12,6 +12,8 @@ r"""Measures what the README claims; prints a JSON line a case.
   python -m experiments.benchmark --suite=meshes     # about 20 minutes
   python -m experiments.benchmark --suite=checkpoints   # about 1 minute
   python -m experiments.benchmark --suite=memory     # about 2 minutes
+  python -m experiments.benchmark --suite=plan       # about 3 minutes
+  python -m experiments.benchmark --suite=scaling    # about 30 minutes, libtpu
 
 startup: seconds from the command to --help and to the first step.
 results: configs over several seeds, by default all whose data needs no
@@ -29,6 +31,10 @@ one device's; a device's memory with and without fsdp; a step with a mesh of one
 device against one without a mesh.
 checkpoints: CPU and wall seconds of a save and of a restore, with digests and
 verified against Orbax alone, in turn.
+plan: what experiments.plan predicts of memory and of steps on this CPU, after
+one calibration, against what is measured.
+scaling: plans of four models on 4 to 256 chips of v5e; goes on where
+experiments/results/scaling.json ends.
 memory: resident memory and open files of a run of 100,000 steps, at each tenth.
 sweeps: the share of time in which 4 workers of a sweep of 16 trials train.
 compile: seconds until a deep ViT's first step, blocks scanned and unrolled.
@@ -57,6 +63,8 @@ SUITES = (
   'checkpoints',
   'memory',
   'sweeps',
+  'plan',
+  'scaling',
 )
 
 FLAGS = flags.FlagValues()
@@ -64,7 +72,7 @@ flags.DEFINE_enum('suite', None, SUITES, 'what to measure', flag_values=FLAGS)
 flags.DEFINE_integer(
   'rounds',
   9,
-  'rounds of loop, augment, models, meshes, checkpoints',
+  'rounds of loop, augment, models, meshes, checkpoints, plan',
   lower_bound=1,
   flag_values=FLAGS,
 )
@@ -77,7 +85,9 @@ flags.DEFINE_list(
 flags.DEFINE_integer(
   'steps', 100_000, 'steps of memory', lower_bound=10, flag_values=FLAGS
 )
-flags.DEFINE_list('cases', [], 'cases of models, meshes', flag_values=FLAGS)
+flags.DEFINE_list(
+  'cases', [], 'cases of models, meshes, plan, scaling', flag_values=FLAGS
+)
 
 
 def main(argv: Sequence[str]):
@@ -127,6 +137,14 @@ def main(argv: Sequence[str]):
     from experiments.benchmarks import sweeps
 
     sweeps.main()
+  elif FLAGS.suite == 'plan':
+    from experiments.benchmarks import plan
+
+    plan.main(FLAGS.cases, FLAGS.rounds)
+  elif FLAGS.suite == 'scaling':
+    from experiments.benchmarks import scaling
+
+    scaling.main(FLAGS.cases)
   elif FLAGS.suite == 'compile':
     from experiments.benchmarks import compile as compile_suite
 

@@ -179,7 +179,9 @@ def train(config: config_lib.Config, name: str):
   from train import optim
   from train import program as program_lib
 
-  program = processes.agree('program', lambda: program_lib.create(config))
+  program = processes.agree(
+    'program', lambda: program_lib.create(config, described=FLAGS.summary)
+  )
   if FLAGS.summary:
     from experiments import summary
 

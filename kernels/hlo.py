@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 import re
+
+import numpy as np
 
 # They move nothing by themselves.
 FREE = (
@@ -30,10 +33,16 @@ COLLECTIVES = (
   'collective-permute',
   'reduce-scatter',
 )
+# Operations that run another computation once, and by which attribute.
+_CALLS = {'fusion': 'calls', 'async-start': 'calls', 'call': 'to_apply'}
 _COMMENT = re.compile(r'/\*.*?\*/')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?(\S+) \(.*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (.*)$')
 _ARRAY = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\](?:\{([^}]*)\})?')
+_IOTA = re.compile(
+  r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?'
+)
+_NAMED = re.compile(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}')
 _CYCLES = re.compile(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"')
 
 
@@ -56,6 +65,24 @@ class Operation:
   runs: int
   cycles: int | None
   bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """An exchange between devices.
+
+  Attributes:
+    kind: in COLLECTIVES.
+    runs: how often the loops around it run it.
+    bytes: of the whole: what all-gather gives, what the others take.
+    group: the places of the devices that exchange with the first, in the order
+      in which the program was given them; () for all.
+  """
+
+  kind: str
+  runs: int
+  bytes: int
+  group: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +109,20 @@ def operations(
       it is more than their operands and results.
   """
   return tuple(_Program(text, kernel_bytes).operations())
+
+
+def collectives(text: str, devices: int) -> tuple[Collective, ...]:
+  """All exchanges of a compiled program, also those within fusions.
+
+  Args:
+    text: of jax.stages.Compiled.as_text().
+    devices: how many it was compiled for.
+  """
+  found = {}
+  for channel, one in _Program(text, {}).collectives(devices):
+    # A fusion that goes on with an exchange names it once more.
+    found.setdefault(channel, one)
+  return tuple(found.values())
 
 
 class _Program:
@@ -114,6 +155,35 @@ class _Program:
           int(cycles[1]) if cycles else None,
           self._bytes(computation, one),
         )
+
+  def collectives(
+    self, devices: int, name: str = '', runs: int = 1
+  ) -> Iterator[tuple[tuple[str, str], Collective]]:
+    """Each with what tells it from others."""
+    name = name or self._entry
+    computation = self._computations[name]
+    for one in computation.values():
+      kind = one.opcode.removesuffix('-start')
+      if one.opcode == 'while':
+        times = self._times(one.attribute('condition'))
+        yield from self.collectives(
+          devices, one.attribute('body'), runs * times
+        )
+      elif one.opcode in _CALLS:
+        called = one.attribute(_CALLS[one.opcode])
+        yield from self.collectives(devices, called, runs)
+      elif kind in COLLECTIVES:
+        group = group_of_first(one.rest)
+        size = sum(
+          _size(computation[operand].shape, everywhere=True)
+          for operand in one.operands
+        )
+        if kind == 'all-gather':
+          size *= len(group) or devices
+        if name.startswith('all-reduce-scatter'):  # So libtpu fuses the two.
+          kind = 'reduce-scatter'
+        channel = one.attribute('channel_id') or f'{name}/{one.name}'
+        yield (kind, channel), Collective(kind, runs, size, group)
 
   def _times(self, condition):
     """How often a loop runs: jax's count from 0 up to a constant."""
@@ -186,6 +256,33 @@ class _Program:
     if root.opcode == 'dynamic-update-slice':
       return _size(computation[root.operands[1]].shape, everywhere=True)
     return _size(root.shape)
+
+
+def group_of_first(attributes: str) -> tuple[int, ...]:
+  """The places of the devices in the group of place 0; () for all.
+
+  Of the ways in which XLA writes it: {{0,2},{1,3}}, [2,2]<=[2,2]T(1,0), and
+  mesh['data'=2,'fsdp'=2] {'fsdp'}.
+  """
+  if found := re.search(r'replica_groups=\{\{([\d,]+)\}', attributes):
+    return tuple(map(int, found[1].split(',')))
+  if found := _IOTA.search(attributes):
+    shape, dims, order = ([int(n) for n in re.findall(r'\d+', part or '')]
+                          for part in found.groups())  # fmt: skip
+    places = np.arange(math.prod(dims)).reshape(dims)
+    places = places.transpose(order or None).reshape(-1, shape[-1])
+    return tuple(places[0].tolist())
+  if found := _NAMED.search(attributes):
+    axes = re.findall(r"'(\w+)'=(\d+)", found[1])
+    places = np.arange(math.prod(int(n) for _, n in axes))
+    places = places.reshape([int(n) for _, n in axes])
+    named = re.findall(r"'(\w+)'", found[2])
+    rest = tuple(slice(None) if a in named else 0 for a, _ in axes)
+    return tuple(places[rest].reshape(-1).tolist())
+  if found := re.search(r'source_target_pairs=\{([^=]*)\}\}', attributes):
+    pairs = re.findall(r'(\d+),(\d+)', found[1])
+    return tuple(map(int, pairs[0])) if pairs else ()
+  return ()
 
 
 def _instruction(name, text):

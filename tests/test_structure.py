@@ -122,6 +122,7 @@ def test_every_public_function_and_class_says_what_it_does():
     'experiments.launch',
     'experiments.evaluate',
     'experiments.ensemble',
+    'experiments.plan',
     'experiments.configs.digits_cnn',
   ],
 )

@@ -93,6 +93,7 @@ def create(
   dataset: sources.Dataset | None = None,
   *,
   training: bool = True,
+  described: bool = False,
   devices: Sequence[jax.Device] | None = None,
   say: Callable[[str], None] = progress.say,
 ) -> Program:
@@ -103,6 +104,8 @@ def create(
     dataset: in place of the one that config.data names.
     training: False for a program that only evaluates: it takes any number of
       devices, all along `data` where config.mesh does not fit them.
+    described: True for a program that is not run: of the dataset it needs the
+      shapes alone, so that it need not be there.
     devices: in place of all those of all processes.
     say: takes a line for the user, where data must be prepared first.
 
@@ -116,7 +119,7 @@ def create(
   if training:
     mesh_lib.check(config, mesh)
   mesh_lib.check_kernels(config.kernels, mesh)
-  config, dataset, model = resolved(config, dataset, say=say)
+  config, dataset, model = resolved(config, dataset, described, say)
   schedule = optim.create_schedule(config.schedule, config.total_steps)
   tx = optim.create(config, schedule)
   graphdef = nnx.split(model)[0]
@@ -234,7 +237,7 @@ def create(
 def resolved(
   config: config_lib.Config,
   dataset: sources.Dataset | None = None,
-  *,
+  described: bool = False,
   say: Callable[[str], None] = progress.say,
 ) -> tuple[config_lib.Config, sources.Dataset, nnx.Module]:
   """What `create` does before it needs devices.
@@ -249,7 +252,11 @@ def resolved(
   config = check.check(config)
   _check_dtype(config.dtype)
   resolve.check_names(config)  # Before data that may take long to prepare.
-  if dataset is None:
+  if dataset is None and described:
+    from train.data import described as described_lib  # TFDS takes a second.
+
+    dataset = described_lib.describe(config.data, say)
+  elif dataset is None:
     dataset = sources.load(
       config.data.name,
       config.data.data_dir,

@@ -231,10 +231,10 @@ def create_program(case: Case, steps: int):
     optimizer={'name': 'adam'},
     schedule={'name': 'constant_schedule', 'value': 1e-3},
   )
-  return program_lib.create(config, _noise(case))
+  return program_lib.create(config, noise(case))
 
 
-def _noise(case: Case):
+def noise(case: Case):
   """A dataset of the case's shape: what the pixels are changes no time."""
   import numpy as np
 
@@ -292,7 +292,7 @@ def _torch_timers(
 
   from experiments.benchmarks import torch_models
 
-  batch = _noise(case).splits['train'].take(np.arange(case.batch_size))
+  batch = noise(case).splits['train'].take(np.arange(case.batch_size))
   image = batch['image'].astype(np.float32) / 255
   label = None if case.task == 'reconstruction' else batch['label']
   timers = {}

@@ -24,6 +24,7 @@ def resolve(
   pixel's range 0..255, or a feature's range in the training split, to [0, 1]
   and [-1, 1]. Where a channel is constant, std is 1.
 
+  Of a stand-in, which has no values, any numbers: they make the same program.
   Of records.Records, 8,192 examples chosen evenly stand for all: an estimate.
   Tokens are not numbers, and None for every word.
 
@@ -54,7 +55,9 @@ def resolve(
     return normalize
   train = dataset.splits['train']
   pixels = train.specs[dataset.input_key].dtype == np.uint8
-  if normalize == 'mean_std':
+  if train.stand_in and (normalize == 'mean_std' or not pixels):
+    mean, std = np.full(channels, 1.0), np.full(channels, 3.0)
+  elif normalize == 'mean_std':
     mean, std = _mean_std(train, dataset.input_key)
   else:
     if pixels:

@@ -101,17 +101,63 @@ def train_batches(
     ReaderError: by next, a process that decodes them died.
   """
   order = Order(seed, len(split), batch_size)
-  if resident_bytes is None:
-    resident_bytes = RESIDENT_BYTES
-  if (
-    isinstance(split, sources.Split)
-    and split.nbytes <= resident_bytes
-    and jax.process_count() == 1  # Else each reads its own examples alone.
-  ):
+  if _is_resident(split, jax.process_count(), resident_bytes):
     return _resident(split, order, first_step, mesh)
   read = functools.partial(_read, order, partition.rows(mesh, batch_size))
   batches = workers.arrays(split, read, first_step, _STEPS, num_workers)
   return _ahead(batches, mesh, batch_size)
+
+
+def _is_resident(split, processes: int, resident_bytes: int | None) -> bool:
+  if resident_bytes is None:
+    resident_bytes = RESIDENT_BYTES
+  return (
+    isinstance(split, sources.Split)
+    and split.nbytes <= resident_bytes
+    and processes == 1  # Else each reads its own examples alone.
+  )
+
+
+def batch_shapes(
+  split: sources.Split | records.Records,
+  *,
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  processes: int,
+) -> tuple[Any, int]:
+  """What train_batches yields, as jax.ShapeDtypeStruct with its shardings.
+
+  Args:
+    split: what would be read.
+    batch_size: B.
+    mesh: the devices, which may be none of this machine.
+    processes: how many have them.
+
+  Returns:
+    The shapes, and how many such batches are on the devices at once.
+  """
+  if not _is_resident(split, processes, None):
+    rows = partition.batched(mesh)
+    return {
+      key: jax.ShapeDtypeStruct(
+        (batch_size, *spec.shape), spec.dtype, sharding=rows
+      )
+      for key, spec in split.specs.items()
+    }, 1 + _PREFETCH
+  everywhere = partition.replicated(mesh)
+  examples = {
+    key: jax.ShapeDtypeStruct(
+      (len(split), *spec.shape), spec.dtype, sharding=everywhere
+    )
+    for key, spec in split.specs.items()
+  }
+  order = jax.ShapeDtypeStruct(
+    (_ORDERED_STEPS, batch_size),
+    np.int32,
+    sharding=partition.batched(mesh, axis=1),
+  )
+  first_step = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
+  return {'examples': examples, 'order': order, 'first_step': first_step}, 1
 
 
 def select(batch: Batch, step: jax.Array) -> Batch:

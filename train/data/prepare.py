@@ -30,14 +30,35 @@ def find_or_prepare(
   Raises:
     UserError: no such dataset, or it is not prepared and cannot be.
   """
-  import tensorflow_datasets as tfds
-
   # TFDS and scikit-learn take a second.
   from train.data import builders
   from train.data import embedded
 
   if name in embedded.BUILDERS:
     return _prepare(embedded.BUILDERS[name], data_dir, say)
+  builder, prepared = find(name, data_dir)
+  if prepared:
+    return builder
+  if ours := builders.find(name):
+    return _prepare(ours, data_dir, say)
+  raise not_prepared(name, builder)
+
+
+def find(name: str, data_dir: str | None):
+  """A TFDS builder of that name, and whether its files are there to be read.
+
+  Args:
+    name: none of embedded.BUILDERS.
+    data_dir: as find_or_prepare has it.
+
+  Raises:
+    UserError: no such dataset.
+  """
+  import tensorflow_datasets as tfds
+
+  from train.data import builders
+  from train.data import embedded
+
   ours = builders.find(name)
   try:
     if ours is None:
@@ -59,18 +80,19 @@ def find_or_prepare(
     # TFDS's own .tfrecord files, which need TensorFlow, count only where the
     # user asks for them by data_dir.
     readable = builder.info.file_format.value == 'array_record'
-    if prepared and (readable or data_dir):
-      return builder
-    return _prepare(ours, data_dir, say)
-  if not prepared:
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}, which is not prepared at '
-      f'{builder.data_path} ({_first_sentence(builder.info.description)}); set '
-      'config.data.data_dir or TFDS_DATA_DIR to the folder that holds it, or '
-      'prepare it, where TensorFlow is installed too, with tfds.builder('
-      f'{name!r}, file_format="array_record").download_and_prepare()'
-    )
-  return builder
+    prepared = prepared and (readable or bool(data_dir))
+  return builder, prepared
+
+
+def not_prepared(name: str, builder) -> config_lib.UserError:
+  """What to say where a dataset that only TensorFlow can prepare is not."""
+  return config_lib.UserError(
+    f'config.data.name is {name!r}, which is not prepared at '
+    f'{builder.data_path} ({_first_sentence(builder.info.description)}); set '
+    'config.data.data_dir or TFDS_DATA_DIR to the folder that holds it, or '
+    'prepare it, where TensorFlow is installed too, with tfds.builder('
+    f'{name!r}, file_format="array_record").download_and_prepare()'
+  )
 
 
 def _first_sentence(text: str) -> str:

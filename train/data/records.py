@@ -58,6 +58,7 @@ class Records:
     rows: which of the source's records belong to the split; None: all.
     threads: how many decode at once; None: one a core.
     faults: what is damaged, which is then passed over; None: it is an error.
+    stand_in: whether there is nothing to read: sizes and shapes alone.
   """
 
   name: str
@@ -69,6 +70,7 @@ class Records:
   rows: np.ndarray | None = None
   threads: int | None = None
   faults: faults_lib.Faults | None = None
+  stand_in: bool = False
 
   def __len__(self) -> int:
     return len(self.source) if self.rows is None else len(self.rows)

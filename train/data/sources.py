@@ -17,6 +17,7 @@ from train import config as config_lib
 from train import progress
 from train.data import cache
 from train.data import faults as faults_lib
+from train.data import layout
 from train.data import prepare
 from train.data import records
 from train.data import synthetic
@@ -32,7 +33,7 @@ INPUTS = ('image', 'features', 'tokens')
 # What else a model is given, by these names, where the data has it: the length
 # of each sequence, and what a decoder reads.
 EXTRAS = ('lengths', 'decoder_tokens')
-_WINDOW = 128  # Characters of a text, unless config.data.sequence_length.
+WINDOW = 128  # Characters of a text, unless config.data.sequence_length.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Split:
   """Examples key -> [m, ...], of which `rows` (None: all) belong to the split.
 
   `rows` keeps a held-out part from copying the memory map. `faults` (None:
-  nothing) are damaged; in their places are the next ones that are whole.
+  nothing) are damaged; in their places are the next ones that are whole. Of a
+  `stand_in` the shapes and the sizes are right, and the values are not.
   """
 
   arrays: dict[str, np.ndarray]
   rows: np.ndarray | None = None
   faults: faults_lib.Faults | None = None
+  stand_in: bool = False
 
   def __len__(self) -> int:
     if self.rows is not None:
@@ -149,22 +152,15 @@ def load(
       where it has no meaning, or too long; or, while records are decoded, one
       that is broken or has a label that is no class.
   """
-  if not _NAME.fullmatch(name):
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}; it takes a name as digits, mnist or '
-      'mnist:3.0.1'
-    )
+  check_name(name)
   if name in synthetic.DATASETS:
     return _synthetic(name, image_size, sequence_length)
   builder = prepare.find_or_prepare(name, data_dir, say)
   if set(builder.info.features) == {'text'}:
     return _text(name, builder, image_size, sequence_length)
-  if sequence_length:
-    raise config_lib.UserError(
-      f'config.data.sequence_length is {sequence_length}; {name} has examples '
-      'of their own length, so it must be None'
-    )
-  specs, classes = _layout(name, builder.info.features, image_size)
+  specs, classes = layout.read(
+    name, builder.info.features, image_size, sequence_length
+  )
   info = pathlib.Path(builder.data_path) / 'dataset_info.json'
   # Two folders may hold the same version from different files.
   fingerprint = hashlib.sha256(info.read_bytes()).hexdigest()[:8]
@@ -212,6 +208,15 @@ def load(
   return Dataset(name, splits, classes)
 
 
+def check_name(name: str):
+  """Raises UserError where no dataset can have that name."""
+  if not _NAME.fullmatch(name):
+    raise config_lib.UserError(
+      f'config.data.name is {name!r}; it takes a name as digits, mnist or '
+      'mnist:3.0.1'
+    )
+
+
 def hold_out(dataset: Dataset, fraction: float) -> Dataset:
   """The dataset with `fraction` of train as validation.
 
@@ -234,7 +239,7 @@ def _synthetic(
   name: str, image_size: int | None, sequence_length: int | None
 ) -> Dataset:
   """Sequences made by a rule."""
-  _refuse_image_size(name, image_size)
+  refuse_image_size(name, image_size)
   make, default, least, most = synthetic.DATASETS[name]
   length = default if sequence_length is None else sequence_length
   if not least <= length <= most:
@@ -255,8 +260,8 @@ def _text(
   name: str, builder, image_size: int | None, sequence_length: int | None
 ) -> Dataset:
   """Windows of the text of each split; a target is the character after."""
-  _refuse_image_size(name, image_size)
-  length = _WINDOW if sequence_length is None else sequence_length
+  refuse_image_size(name, image_size)
+  length = WINDOW if sequence_length is None else sequence_length
   texts = {
     split: text.read(name, builder, split)
     for split in ('train', 'validation', 'test')
@@ -281,69 +286,13 @@ def _text(
   )
 
 
-def _refuse_image_size(name: str, image_size: int | None):
+def refuse_image_size(name: str, image_size: int | None):
+  """Raises UserError where sequences are asked for in a size of images."""
   if image_size:
     raise config_lib.UserError(
       f'config.data.image_size is {image_size}; {name} holds sequences, so it '
       'must be None'
     )
-
-
-def _layout(
-  name: str, features, image_size: int | None
-) -> tuple[dict[str, records.Spec], tuple[str, ...] | None]:
-  """One example's specs, and the classes' names (None: the label is a number).
-
-  Raises:
-    UserError: the examples are of another form.
-  """
-  import tensorflow_datasets as tfds
-
-  inputs = ('image', 'features')
-  key = next((k for k in inputs if k in features and 'label' in features), None)
-  if key is None:
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}, whose examples hold '
-      f'{", ".join(features)}; training needs image or features, and label, or '
-      'text alone'
-    )
-  shape, label = features[key].shape, features['label']
-  if image_size:
-    if not records.is_image(features[key]):
-      raise config_lib.UserError(
-        f'config.data.image_size is {image_size}; {name} holds {key} that '
-        'cannot be resized: only images of bytes can, so it must be None'
-      )
-    shape = (image_size, image_size, shape[-1] or 3)
-  elif not isinstance(shape, tuple) or not shape or None in shape:
-    hint = (
-      '; set config.data.image_size to resize and crop all to one'
-      if records.is_image(features[key])
-      else ''
-    )
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}, whose {key} has the shape {shape}; '
-      f'training needs one shape for all examples, (H, W, C) or (D,){hint}'
-    )
-  if label.shape != () or not _numbers(label) or not _numbers(features[key]):
-    raise config_lib.UserError(
-      f'config.data.name is {name!r}, whose {key} is {features[key]} and '
-      f'whose label is {label}; training needs numbers, one a label'
-    )
-  pixels = np.dtype(features[key].np_dtype) == np.uint8
-  whole = np.issubdtype(np.dtype(label.np_dtype), np.integer)
-  specs = {
-    key: records.Spec(shape, np.dtype(np.uint8 if pixels else np.float32)),
-    'label': records.Spec((), np.dtype(np.int32 if whole else np.float32)),
-  }
-  if isinstance(label, tfds.features.ClassLabel):
-    return specs, tuple(label.names)
-  return specs, None
-
-
-def _numbers(feature) -> bool:
-  """Whether TFDS gives numbers for this feature."""
-  return np.issubdtype(np.dtype(feature.np_dtype), np.number)
 
 
 def _source(name: str, builder, split: str):

@@ -1,0 +1,1 @@
+"""What an experiment would need and take on devices that are not here."""
