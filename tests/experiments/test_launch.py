@@ -776,13 +776,21 @@ def random_images(name):
   return sources.Dataset(name, splits, tuple('0123456789'))
 
 
+def cost(file):
+  """The marks of a config's run: of stand-ins for large sets a few in CI."""
+  if dataset_of(file) in embedded.BUILDERS:
+    return [pytest.mark.slow] if file.stem == 'digits_vit' else []
+  few = file.stem in ('cifar10_cnn', 'mnist_vae', 'shakespeare_lstm')
+  return [pytest.mark.slow] if few else [pytest.mark.slow, pytest.mark.long]
+
+
 @pytest.mark.parametrize(
   'file',
   [
     pytest.param(
       file,
       id=file.stem,
-      marks=() if dataset_of(file) in embedded.BUILDERS else pytest.mark.slow,
+      marks=cost(file),
     )
     for file in CONFIGS
     if dataset_of(file) not in UNTRIED

@@ -148,7 +148,7 @@ def test_where_one_is_killed_the_other_says_so_and_all_resume(
 @pytest.mark.parametrize(
   ('signum', 'to'),
   [
-    (signal.SIGINT, 'parent'),
+    pytest.param(signal.SIGINT, 'parent', marks=pytest.mark.long),
     (signal.SIGTERM, 'process 1'),
   ],
 )  # fmt: skip

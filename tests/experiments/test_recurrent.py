@@ -27,6 +27,7 @@ def arrays(config, split):
   return dataset.splits[split].arrays
 
 
+@pytest.mark.long
 def test_an_lstm_forecasts_better_than_a_line_through_the_same_values(tmp_path):
   config = load('series_lstm')
   found = loop.train_and_evaluate(config, tmp_path)

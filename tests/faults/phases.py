@@ -24,7 +24,7 @@ PHASES = (
   'before the test',
 )
 TRIALS = len(PHASES)
-SHORT = SLOW = (2, 5)  # Compiling, saving.
+SHORT = SLOW = (5,)  # Saving.
 _ASKED = 'stopping after saving; once more stops at once\n'
 
 

@@ -28,6 +28,7 @@ def results():
   return json.loads(ran.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'mesh', ['data', 'fsdp', 'tensor', 'explicit', 'explicit queries']
 )

@@ -90,6 +90,12 @@ def test_folded_norms_put_out_the_same(name, monkeypatch):
   np.testing.assert_allclose(folded, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
+ONE_IN_CI = [
+  pytest.param(name, marks=pytest.mark.long if i else ())
+  for i, name in enumerate(MODELS)
+]
+
+
 def trained(model, images):
   """Outputs, gradients and running statistics of a training pass."""
   graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -104,7 +110,7 @@ def trained(model, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', ONE_IN_CI)
 def test_training_is_as_with_the_layers_one_by_one(name, monkeypatch):
   with jax.enable_x64(True):
     model, images = created(name, jnp.float64)
@@ -120,7 +126,12 @@ def test_training_is_as_with_the_layers_one_by_one(name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'name', ['resnet of CIFAR', 'cnn', 'cnn, gelu and a bias']
+  'name',
+  [
+    pytest.param('resnet of CIFAR', marks=pytest.mark.long),
+    pytest.param('cnn', marks=pytest.mark.long),
+    'cnn, gelu and a bias',
+  ],
 )
 def test_through_the_kernel_outputs_and_gradients_are_the_same(name):
   model, images = created(name)

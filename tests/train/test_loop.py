@@ -66,7 +66,13 @@ def unbroken(never_stopped):
 
 @pytest.mark.parametrize(
   ('name', 'step'),
-  [('mlp', 1), ('mlp', 4), ('mlp', 11), ('mlp', 12), ('cnn', 7)],
+  [
+    ('mlp', 1),
+    ('mlp', 4),
+    ('mlp', 11),
+    ('mlp', 12),
+    pytest.param('cnn', 7, marks=pytest.mark.slow),
+  ],
 )
 def test_a_run_stopped_and_started_again_ends_with_the_same_bytes(
   never_stopped, tmp_path, monkeypatch, name, step
@@ -558,6 +564,7 @@ def test_another_evaluation_does_not_take_the_place_of_the_runs_own(
 # --------------------------------------------------------------- few examples
 
 
+@pytest.mark.slow
 def test_few_examples_are_the_same_for_every_seed_and_spare_evaluation(
   tmp_path, monkeypatch
 ):

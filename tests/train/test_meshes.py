@@ -14,13 +14,16 @@ import pytest
 from experiments.benchmarks import meshes
 from tests import conftest
 
-FAMILIES = [
-  'mlp',
-  # The longest, whose parts the CNN has too.
-  pytest.param('resnet', marks=[pytest.mark.slow, pytest.mark.long]),
-  *(pytest.param(name, marks=pytest.mark.slow) for name in meshes.MODELS
-    if name not in ('mlp', 'resnet')),
-]  # fmt: skip
+FAMILIES = [  # An MLP and a CNN have most of what the others have.
+  pytest.param(
+    name,
+    marks=[
+      pytest.mark.slow,
+      *[pytest.mark.long] * (name not in ('mlp', 'cnn')),
+    ],
+  )
+  for name in meshes.MODELS
+]
 
 NORMS = ('cnn', 'resnet')  # The families with batch norms.
 
@@ -125,6 +128,7 @@ def test_a_convolution_in_groups_exchanges_no_images():
   assert numbers <= sum(map(math.prod, params)) + 4 * channels + 100
 
 
+@pytest.mark.slow
 def test_fsdp_divides_parameters_and_moments():
   replicated, divided = on_eight("""
     found = []

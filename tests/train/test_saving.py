@@ -199,6 +199,7 @@ def test_after_a_failure_the_old_ones_are_still_known_and_later_removed(
   assert names(tmp_path) == {'3'}
 
 
+@pytest.mark.slow
 def test_a_save_leaves_nothing_in_memory(program, tmp_path):
   """As tensorstore's account of what it did, which Orbax asks it for."""
 

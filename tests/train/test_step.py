@@ -350,7 +350,9 @@ def test_the_running_mean_of_what_is_frozen_is_itself():
       4,
     ),
     # It calls the loss again and again along a line: over all parts too.
-    ({'name': 'lbfgs'}, 1.0, {'name': 'linear'}, 2),
+    pytest.param(
+      {'name': 'lbfgs'}, 1.0, {'name': 'linear'}, 2, marks=pytest.mark.slow
+    ),
   ],
   ids=['sgd', 'lbfgs'],
 )
@@ -438,6 +440,7 @@ class _Draw(nnx.Module):
     return jnp.broadcast_to(self.scale * drawn, (x.shape[0], 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('unroll', [True, False])
 def test_every_part_of_a_batch_draws_its_own_masks_and_draws_them_again(unroll):
   def draw(accumulate, seed, step):
@@ -497,6 +500,7 @@ def test_what_is_frozen_keeps_its_bytes_and_has_no_optimizer_state():
   assert any('blocks/1/kernel' in place for place in found)
 
 
+@pytest.mark.slow
 def test_a_factor_is_one_on_the_rate():
   plain, multiplied = (
     _program(

@@ -302,6 +302,7 @@ def train(split, first_step, steps, num_workers=0):
   return found
 
 
+@pytest.mark.slow
 def test_all_other_places_of_the_order_stay_as_they_are(whole, folder, kind):
   rows = hurt(folder, 'flipped')
   damaged = load(folder).splits['train']

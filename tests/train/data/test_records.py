@@ -416,7 +416,9 @@ def test_no_worker_survives_a_parent_that_is_killed(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('when', ['running', 'starting'])
+@pytest.mark.parametrize(
+  'when', [pytest.param('running', marks=pytest.mark.long), 'starting']
+)
 def test_ctrl_c_ends_workers_without_a_word_of_theirs(folder, when):
   child = start(folder, when)
   assert child.stdout.readline() in ('2\n', 'ready\n')
