@@ -143,6 +143,8 @@ def _devices(target) -> Sequence[Any]:
     else:
       sides = 'x'.join(map(str, target.shape))
       more = {'chip_config_name': 'megacore'} if name == 'v4' else {}
+      if target.devices == 1:  # A host has four chips otherwise.
+        more['chips_per_host_bounds'] = (1, 1, 1)
       topology = topologies.get_topology_desc(
         platform='tpu', topology_name=f'{name}:{sides}', **more
       )
