@@ -11,6 +11,9 @@ from tests import conftest
 
 ROOMS = ('models', 'kernels', 'train', 'experiments')
 # What a room may import of the project and of the libraries that have weight.
+FOLDERS = (
+  *ROOMS, 'tests', 'train/data', 'experiments/search', 'experiments/planning',
+)  # fmt: skip
 MAY_IMPORT = {
   'kernels': {'kernels', 'jax', 'numpy'},
   'models': {'models', 'kernels', 'flax', 'jax', 'numpy', 'safetensors'},
@@ -95,7 +98,7 @@ def test_no_file_is_called_utils_or_helpers_and_none_is_long():
 
 
 def test_every_folder_has_a_readme_of_one_screen():
-  for room in (*ROOMS, 'tests', 'train/data', 'experiments/search'):
+  for room in FOLDERS:
     lines = (conftest.REPOSITORY / room / 'README.md').read_text().splitlines()
     assert 10 <= len(lines) <= 60, room
 
@@ -149,8 +152,7 @@ def test_the_readme_shows_the_loop_as_it_is():
 
 def test_every_test_and_file_that_a_readme_names_is_there():
   readmes = [
-    conftest.REPOSITORY / room / 'README.md'
-    for room in ('', *ROOMS, 'tests', 'train/data', 'experiments/search')
+    conftest.REPOSITORY / room / 'README.md' for room in ('', *FOLDERS)
   ]
   for file in readmes:
     text = file.read_text()

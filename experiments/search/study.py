@@ -28,6 +28,19 @@ _SEARCHES = {
 State = optuna.trial.TrialState
 
 
+class _Journal(optuna.storages.journal.JournalFileBackend):
+  """Optuna's, whose errors are one line for the user."""
+
+  def __init__(self, file: str):
+    self._place = pathlib.Path(file)
+    with workdir_lib.writing(self._place):
+      super().__init__(file)
+
+  def append_logs(self, logs):
+    with workdir_lib.writing(self._place):
+      super().append_logs(logs)
+
+
 class Study:
   """The trials of a sweep: asked for, told, and kept."""
 
@@ -59,7 +72,7 @@ class Study:
     logging.getLogger('optuna').setLevel(logging.ERROR)
     file = folder / JOURNAL
     _mend(file)
-    backend = optuna.storages.journal.JournalFileBackend(str(file))
+    backend = _Journal(str(file))
     self._search, self._points, self._seed = search, points, seed
     self.prunes = pruner is not None
     self._distributions = _distributions(space, points)

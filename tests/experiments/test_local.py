@@ -201,6 +201,7 @@ os.rename = no_room
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_saved_ends_all_processes(tmp_path):
   address = f'127.0.0.1:{local._free_port()}'

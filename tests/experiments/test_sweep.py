@@ -324,7 +324,7 @@ def _kill_until_done(words, folder, times, longest):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('times', 'trials'), [(2, 2), pytest.param(10, 4, marks=pytest.mark.long)]
+  ('times', 'trials'), [(1, 2), pytest.param(10, 4, marks=pytest.mark.long)]
 )
 def test_killed_at_any_instant_the_table_is_the_same(
   config, tmp_path, times, trials
@@ -344,6 +344,7 @@ def test_killed_at_any_instant_the_table_is_the_same(
     assert arrays(killed / name) == arrays(whole / name)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_pruned_trials_devices_are_in_use_again_at_once(config, tmp_path):
   """On one worker; the next trial starts within five seconds."""

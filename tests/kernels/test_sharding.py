@@ -45,6 +45,7 @@ def test_devices_share_the_rows_and_tell_each_other_nothing(results, mesh):
     assert math.prod(case['held']) == whole / devices, function
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', ['data', 'fsdp'])
 @pytest.mark.parametrize('op', ['conv2d', 'conv2d_stats'])
 def test_a_convolutions_images_stay_and_only_sums_are_told(results, op, mesh):

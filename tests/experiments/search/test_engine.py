@@ -1,5 +1,7 @@
 """Sweeps over recorded tables: what is judged, tried again, told, gone on."""
 
+import errno
+import os
 import statistics
 
 import optuna
@@ -9,6 +11,8 @@ from experiments.search import engine as engine_lib
 from experiments.search import space as space_lib
 from experiments.search import study as study_lib
 from tests.experiments.search import recorded
+from train import config as config_lib
+from train import workdir as workdir_lib
 
 SPACE = space_lib.read(
   {
@@ -310,6 +314,32 @@ def test_a_trial_one_of_whose_runs_cannot_finish_ends_with_all(tmp_path):
   assert launcher.jobs['000-seed0'].killed
   assert launcher.jobs['000-seed2'].killed
   assert engine.best.number == 1
+
+
+def test_a_journal_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+  def full(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  recorded.run(tmp_path, recorded.Launcher(nine), NINE, POINTS[:1])
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', full)
+    with pytest.raises(
+      workdir_lib.SaveError, match=r'journal\.jsonl could not'
+    ):
+      recorded.run(tmp_path, recorded.Launcher(nine), NINE, POINTS)
+  engine, _ = recorded.run(tmp_path, recorded.Launcher(nine), NINE, POINTS)
+  assert [t.state for t in engine.trials] == ['finished'] * 9
+
+
+@pytest.mark.parametrize('line', ['{"op_code":', 'nonsense', '{}', '[]', '7'])
+def test_a_damaged_journal_is_named(tmp_path, line):
+  recorded.run(tmp_path, recorded.Launcher(nine), NINE, POINTS[:2])
+  file = tmp_path / study_lib.JOURNAL
+  lines = file.read_text().splitlines()
+  lines[2] = line
+  file.write_text('\n'.join(lines) + '\n')
+  with pytest.raises(config_lib.UserError, match=r'journal\.jsonl is damaged'):
+    recorded.run(tmp_path, recorded.Launcher(nine), NINE, POINTS[:2])
 
 
 @pytest.mark.parametrize('kept', ['failed', 'pruned', 'finished'])

@@ -508,6 +508,7 @@ def test_readers_that_died_start_again_and_nothing_else_changes(
   assert runs.digest(tmp_path / 'whole') == runs.digest(tmp_path / 'killed')
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_reader_that_died_is_one_line_and_nothing_is_lost(
   folder, small, tmp_path, monkeypatch, capsys
