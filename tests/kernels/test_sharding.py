@@ -10,6 +10,8 @@ import pytest
 
 from tests import conftest
 
+pytestmark = pytest.mark.slow  # What they look at takes 15 s to make.
+
 
 @pytest.fixture(scope='module')
 def results():
@@ -28,7 +30,6 @@ def results():
   return json.loads(ran.stdout)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'mesh', ['data', 'fsdp', 'tensor', 'explicit', 'explicit queries']
 )
@@ -45,7 +46,6 @@ def test_devices_share_the_rows_and_tell_each_other_nothing(results, mesh):
     assert math.prod(case['held']) == whole / devices, function
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('mesh', ['data', 'fsdp'])
 @pytest.mark.parametrize('op', ['conv2d', 'conv2d_stats'])
 def test_a_convolutions_images_stay_and_only_sums_are_told(results, op, mesh):
