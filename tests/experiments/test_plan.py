@@ -149,6 +149,25 @@ def test_a_plan_counts_the_published_multiply_adds(model, multiply_adds):
   assert 3.5 < share < 4 if model.get('remat') else 2.9 < share < 3
 
 
+@pytest.mark.parametrize('name', command.config_names())
+def test_sixteen_devices_can_share_the_batch_of_every_config(name):
+  config, _, _ = command.load_config(name, [])
+  assert config.data.batch_size % (16 * config.accumulate) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_every_config_is_planned_on_eight_devices():
+  target = targets.parse('cpu:8')
+  with compiler_lib.Compiler(target) as compiler:
+    for name in command.config_names():
+      config, _, _ = command.load_config(name, [])
+      plan = cost.plan(target, compiler.ask(config))
+      assert plan.step > 0, name
+      # A small machine may have no room for ImageNet's, and is told so.
+      assert plan.fits or name.startswith('imagenet'), name
+
+
 def arguments(model, devices, **fields) -> list[list[int]]:
   """[planned, live] bytes on the first device: all, then parts."""
   config = runs.config(
