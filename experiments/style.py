@@ -14,9 +14,9 @@ INK, GREY, FAINT = '#333333', '#999999', '#dddddd'
 SMALL = {'fontsize': 9, 'color': INK}
 
 
-def plain(axes):
-  """Faint lines along the values, and no box."""
-  axes.grid(axis='y', color=FAINT, linewidth=0.8)
+def plain(axes, along: str = 'y'):
+  """Faint lines at the values of that axis, and no box."""
+  axes.grid(axis=along, color=FAINT, linewidth=0.8)
   axes.set_axisbelow(True)
   axes.tick_params(length=0, colors=INK)
   for side in ('top', 'right', 'left'):

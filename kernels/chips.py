@@ -73,36 +73,25 @@ GPU_CHIPS = {
     most=8,
   ),
 }  # fmt: skip
+_HOPPER = """
+    gpu_device_info {
+      cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128
+      clock_rate_ghz: 1.98 memory_bandwidth: %d
+      device_memory_size: %d l2_cache_size: %d
+      threads_per_warp: 32 threads_per_block_limit: 1024
+      threads_per_core_limit: 2048 shared_memory_per_block: 49152
+      shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+      registers_per_block_limit: 65536 registers_per_core_limit: 65536
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+      block_dim_limit_z: 65535
+    }
+    runtime_version { major: 13 } dnn_version_info { major: 9 minor: 10 }
+    platform_name: "CUDA" device_description_str: "%s"
+"""
 # What XLA compiles for, its GpuTargetConfig in text.
 GPUS = {
-  'h200': """
-    gpu_device_info {
-      cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128
-      clock_rate_ghz: 1.98 memory_bandwidth: 4800000000000
-      device_memory_size: 150754820096 l2_cache_size: 62914560
-      threads_per_warp: 32 threads_per_block_limit: 1024
-      threads_per_core_limit: 2048 shared_memory_per_block: 49152
-      shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-      registers_per_block_limit: 65536 registers_per_core_limit: 65536
-      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-      block_dim_limit_z: 65535
-    }
-    runtime_version { major: 13 } dnn_version_info { major: 9 minor: 10 }
-    platform_name: "CUDA" device_description_str: "NVIDIA H200"
-  """,
-  'h100': """
-    gpu_device_info {
-      cuda_compute_capability { major: 9 } core_count: 132 fpus_per_core: 128
-      clock_rate_ghz: 1.98 memory_bandwidth: 3350000000000
-      device_memory_size: 84942979072 l2_cache_size: 52428800
-      threads_per_warp: 32 threads_per_block_limit: 1024
-      threads_per_core_limit: 2048 shared_memory_per_block: 49152
-      shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
-      registers_per_block_limit: 65536 registers_per_core_limit: 65536
-      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-      block_dim_limit_z: 65535
-    }
-    runtime_version { major: 13 } dnn_version_info { major: 9 minor: 10 }
-    platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
-  """,
+  'h200': _HOPPER
+  % (4_800_000_000_000, 150_754_820_096, 62_914_560, 'NVIDIA H200'),
+  'h100': _HOPPER
+  % (3_350_000_000_000, 84_942_979_072, 52_428_800, 'NVIDIA H100 80GB HBM3'),
 }

@@ -26,7 +26,7 @@ def get_config() -> config.Config:
 
 
 def sweep():
-  """Rate and widths: nine points, 40 s on two cores."""
+  """Rate and widths: nine points."""
   return {
     'schedule.init_value': ('choice', 1e-3, 3e-3, 1e-2),
     'model.widths': ('choice', (64,), (256, 128), (512, 256)),

@@ -1,17 +1,12 @@
 """A plan as a picture: what fills a device, and what a step waits for."""
 
-import io
 import pathlib
 
 from matplotlib.figure import Figure
 
+from experiments import style
 from experiments.planning import cost
 from experiments.planning import text
-from train import workdir as workdir_lib
-
-_INK, _FAINT, _LIMIT = '#333333', '#dddddd', '#d55e00'
-# Okabe & Ito (2008): the colour-blind tell them apart.
-_BARS, _OTHERS = '#0072b2', '#56b4e9'
 
 
 def draw(plan: cost.Plan, path: pathlib.Path):
@@ -24,12 +19,10 @@ def draw(plan: cost.Plan, path: pathlib.Path):
   figure.suptitle(
     f'{account["model"]} {account["variant"] or ""} on {plan.target.name}, '
     f'batches of {account["batch_size"]:,}: {text.verdict(plan)}',
-    color=_INK,
+    color=style.INK,
     fontsize=10,
   )
-  drawn = io.BytesIO()
-  figure.savefig(drawn, dpi=160, format='png')
-  workdir_lib.write(path, drawn.getvalue())
+  style.save(figure, path)
 
 
 def _memory(axes, plan):
@@ -37,18 +30,18 @@ def _memory(axes, plan):
   parts.sort(key=lambda part: -part[1])
   names = [name for name, _ in parts][::-1]
   values = [value for _, value in parts][::-1]
-  axes.barh(names, values, color=_BARS)
+  axes.barh(names, values, color=style.DARK)
   for place, value in enumerate(values):
     axes.text(value, place, f' {text.size(value * 2**30)}', va='center',
-              color=_INK, fontsize=8)  # fmt: skip
+              color=style.INK, fontsize=8)  # fmt: skip
   if plan.available:
-    axes.axvline(plan.available / 2**30, color=_LIMIT)
+    axes.axvline(plan.available / 2**30, color=style.ORANGE)
   axes.margins(x=0.25)
   axes.set_title(
     'GiB of a device' + (', and all it has' if plan.available else ''),
-    loc='left', color=_INK, fontsize=10,
+    loc='left', color=style.INK, fontsize=10,
   )  # fmt: skip
-  _plain(axes)
+  style.plain(axes, along='x')
 
 
 def _times(axes, plan):
@@ -57,23 +50,14 @@ def _times(axes, plan):
     return
   names = list(plan.seconds)[::-1]
   values = [1e3 * plan.seconds[name] for name in names]
-  hues = [_LIMIT if name == plan.bound else _OTHERS for name in names]
+  hues = [style.ORANGE if name == plan.bound else style.BLUE for name in names]
   axes.barh(names, values, color=hues)
   for place, value in enumerate(values):
     axes.text(value, place, f' {text.duration(value / 1e3)}', va='center',
-              color=_INK, fontsize=8)  # fmt: skip
+              color=style.INK, fontsize=8)  # fmt: skip
   axes.margins(x=0.3)
   axes.set_title(
     'ms of a step, which takes the longest',
-    loc='left', color=_INK, fontsize=10,
+    loc='left', color=style.INK, fontsize=10,
   )  # fmt: skip
-  _plain(axes)
-
-
-def _plain(axes):
-  axes.grid(axis='x', color=_FAINT, linewidth=0.8)
-  axes.set_axisbelow(True)
-  axes.tick_params(length=0, colors=_INK)
-  for side in ('top', 'right', 'left'):
-    axes.spines[side].set_visible(False)
-  axes.spines['bottom'].set_color(_FAINT)
+  style.plain(axes, along='x')

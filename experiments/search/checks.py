@@ -80,7 +80,7 @@ def _check_point(config, added: space_lib.Point, point: space_lib.Point) -> str:
 def _resolved(
   config: config_lib.Config, point: space_lib.Point
 ) -> tuple[config_lib.Config, sources.Dataset]:
-  changed, _ = overrides.override(config, space_lib.pairs(point))
+  changed, _ = overrides.override(config, list(point.items()))
   return program.resolved(changed)[:2]
 
 

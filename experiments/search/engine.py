@@ -12,8 +12,8 @@ import pathlib
 import shlex
 import statistics
 import time
-from typing import Any
 
+from experiments.search import devices
 from experiments.search import launchers
 from experiments.search import study as study_lib
 from experiments.search import trials as trials_lib
@@ -38,7 +38,7 @@ class _Active:
 
   trial: trials_lib.Trial
   run: trials_lib.Run
-  slot: Any
+  slot: devices.Slot
   job: launchers.Job
 
 
@@ -66,7 +66,6 @@ class Engine:
     self.plan, self._study, self._launcher = plan, study, launcher
     self._say, self._changed = say, changed
     self._active: list[_Active] = []
-    self.began = time.monotonic()
     self.trials: list[trials_lib.Trial] = []
     for frozen in study.trials:
       self._add(frozen)
@@ -143,9 +142,8 @@ class Engine:
   def _fill(self) -> bool:
     """Starts a run in each free slot; whether there was one to start."""
     started = False
-    busy = [id(active.slot) for active in self._active]
     for slot in self._launcher.slots:
-      if id(slot) in busy:
+      if any(active.slot is slot for active in self._active):
         continue
       following = self._next()
       if following is None:
@@ -290,11 +288,8 @@ class Engine:
         setattr(run, name, value)
       if trial.state != trials_lib.RUNNING:
         run.read(self.plan.metric)
-      if (
-        run.state in (trials_lib.WAITING, trials_lib.RUNNING)
-        and trial.state != trials_lib.RUNNING
-      ):
-        run.state = trial.state
+        if run.state == trials_lib.WAITING:  # It was ended with its trial.
+          run.state = trial.state
     self.trials.append(trial)
     return trial
 

@@ -57,7 +57,8 @@ def connect(
       f'{config_lib.first_line(error)}'
     ) from None
   try:
-    return _Ray(*_slots(per_trial, workers))
+    kind, slots = _slots(per_trial, workers)
+    return _Ray(kind, per_trial, slots)
   except config_lib.UserError:
     ray.shutdown()
     raise
@@ -104,18 +105,15 @@ def _slots(
     )
   # Ray binds no process to its cores; XLA takes so many threads.
   environment = {'PJRT_NPROC': str(per_trial)} if kind == 'CPU' else {}
-  slots = [
-    devices.Slot(f'ray {i}', environment) for i in range(workers or sum(each))
-  ]
-  return kind, [(slot, per_trial) for slot in slots]
+  count = workers or sum(each)
+  return kind, [devices.Slot(f'ray {i}', environment) for i in range(count)]
 
 
 class _Ray:
   """A cluster; each run is an actor that holds its devices."""
 
-  def __init__(self, kind: str, slots):
-    self.slots = [slot for slot, _ in slots]
-    self._kind, self._each = kind, slots[0][1]
+  def __init__(self, kind: str, each: int, slots: Sequence[devices.Slot]):
+    self._kind, self._each, self.slots = kind, each, slots
 
   def start(
     self, words: Sequence[str], log: pathlib.Path, slot: devices.Slot

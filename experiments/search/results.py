@@ -11,11 +11,12 @@ import os
 import pathlib
 from typing import Any
 
+from experiments.search import space as space_lib
 from train import config as config_lib
 
 NAME = 'sweep.json'
-_STATES = ('waiting', 'running', 'finished', 'pruned', 'failed')
-_KINDS = ('log', 'uniform', 'int', 'choice')
+# Of a trial and of a run.
+STATES = ('waiting', 'running', 'finished', 'pruned', 'failed')
 # What the arithmetic of pictures can hold; no float32 is as large.
 _LARGEST = 1e100
 _ODD = (
@@ -121,7 +122,9 @@ def _sweep(folder: pathlib.Path, found: Any) -> Sweep:
 
 def _is_range(words: Any) -> bool:
   """Whether it is as ('choice', ...), or as ('log', 0.1, 1)."""
-  if not isinstance(words, tuple) or not words or words[0] not in _KINDS:
+  if (
+    not isinstance(words, tuple) or not words or words[0] not in space_lib.KINDS
+  ):
     return False
   kind, *bounds = words
   if kind == 'choice':
@@ -163,7 +166,7 @@ def _run(folder: pathlib.Path, found: Any, where: str) -> Run:
 
 def _state(found: Any, where: str) -> str:
   state = _take(found, 'state', str, where)
-  if state not in _STATES:
+  if state not in STATES:
     raise ValueError(f'{where} has the state {state!r}')
   return state
 

@@ -5,7 +5,6 @@ an ordinary launch.
 """
 
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
@@ -16,7 +15,7 @@ from train import config as config_lib
 
 Point = dict[str, str]
 
-_KINDS = {
+KINDS = {
   'choice': "('choice', VALUE, ...)",
   'int': "('int', LEAST, MOST)",
   'uniform': "('uniform', LEAST, MOST)",
@@ -103,7 +102,7 @@ def read(found: Any, name: str) -> Space:
     raise config_lib.UserError(
       f'{where} returns {type(found).__name__}; it takes a list of '
       '{path: value}, or {path: '
-      f'{" or ".join(_KINDS.values())}}}'
+      f'{" or ".join(KINDS.values())}}}'
     )
   if not found:
     raise config_lib.UserError(f'{where} is empty; it must have a point')
@@ -160,8 +159,8 @@ def _dimension(path: str, given: Any, where: str) -> Dimension:
 
   require(
     isinstance(given, list | tuple) and len(given) > 0
-    and isinstance(given[0], str) and given[0] in _KINDS,
-    f'it takes {" or ".join(_KINDS.values())}',
+    and isinstance(given[0], str) and given[0] in KINDS,
+    f'it takes {" or ".join(KINDS.values())}',
   )  # fmt: skip
   kind, *values = given
   if kind == 'choice':
@@ -169,7 +168,7 @@ def _dimension(path: str, given: Any, where: str) -> Dimension:
     texts = tuple(_text(path, value, where) for value in values)
     require(len(set(texts)) == len(texts), 'it has the same choice twice')
     return Dimension(kind, texts)
-  require(len(values) == 2, f'it takes {_KINDS[kind]}')
+  require(len(values) == 2, f'it takes {KINDS[kind]}')
   numbers = (int,) if kind == 'int' else (int, float)
   require(
     all(type(v) in numbers and math.isfinite(v) for v in values),
@@ -229,8 +228,3 @@ def probes(space: Space) -> list[Point]:
 def words(point: Mapping[str, str]) -> list[str]:
   """The point on a command line."""
   return [f'--config.{path}={value}' for path, value in point.items()]
-
-
-def pairs(point: Mapping[str, str]) -> Sequence[tuple[str, str]]:
-  """The point as `overrides.override` takes it."""
-  return list(point.items())

@@ -10,6 +10,7 @@ import filelock
 
 from experiments.search import engine as engine_lib
 from experiments.search import launchers
+from experiments.search import results
 from experiments.search import space as space_lib
 from experiments.search import study as study_lib
 from experiments.search import table as table_lib
@@ -158,7 +159,7 @@ def _conclude(folder: pathlib.Path, engine: engine_lib.Engine):
   from experiments.search import pictures  # Matplotlib takes its time.
 
   rows = {picture.stem: picture for picture in pictures.draw(folder)}
-  rows['results'] = folder / table_lib.RESULTS
+  rows['results'] = folder / results.NAME
   for trial in engine.failed:
     run = next(r for r in trial.runs if r.why is not None)
     rows[f'trial {trial.number} failed'] = f'{run.why}; log: {run.log}'

@@ -13,13 +13,13 @@ import rich.table
 import rich.text
 
 from experiments.search import engine as engine_lib
+from experiments.search import results as results_lib
 from experiments.search import space as space_lib
 from experiments.search import trials as trials_lib
 from train import config as config_lib
 from train import progress
 from train import workdir as workdir_lib
 
-RESULTS = 'sweep.json'
 _WRITE_SECONDS = 2  # Between two of sweep.json while runs move on.
 _REFRESH_SECONDS = 0.5
 _ENDED_ROWS = 12  # Of trials that have ended, the newest.
@@ -68,7 +68,7 @@ class Show:
   """Lines, sweep.json, and on a terminal a table; used in a with-statement."""
 
   def __init__(self, folder: pathlib.Path, sweep: dict[str, Any]):
-    self._file, self._sweep = folder / RESULTS, sweep
+    self._file, self._sweep = folder / results_lib.NAME, sweep
     self._written, self._at = '', 0.0
     self._drawn = 0.0
     self._steps: dict[pathlib.Path, int] = {}
@@ -116,9 +116,11 @@ class Show:
     if self._live is not None:
       self._live.stop()
       self._live = None
-    table = self._table(engine, all_rows=True)
     width = None if sys.stdout.isatty() else 120
-    rich.console.Console(file=sys.stdout, width=width).print(table)
+    console = rich.console.Console(file=sys.stdout, width=width)
+    with console.capture() as captured:
+      console.print(self._table(engine, all_rows=True))
+    progress.say(captured.get().rstrip('\n'))
 
   def _table(self, engine: engine_lib.Engine, *, all_rows: bool = False):
     varied = _varied(engine.trials)
@@ -150,7 +152,7 @@ class Show:
       best = sign * max(sign * value for value in scores.values())
     best = '' if best is None else f'{best:.4g}'
     if trial.deviation is not None:
-      best += f' ± {trial.deviation:.2g}'
+      best += f' +- {trial.deviation:.2g}'
     state = trial.state
     if len(trial.runs) > 1 and state == trials_lib.RUNNING:
       done = sum(r.state == trials_lib.FINISHED for r in trial.runs)

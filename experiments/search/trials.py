@@ -10,6 +10,7 @@ import pathlib
 import statistics
 from typing import Any
 
+from experiments.search import results
 from experiments.search import space as space_lib
 from train import config as config_lib
 from train import metrics
@@ -18,8 +19,7 @@ from train import writer
 
 TRIALS = 'trials'
 
-WAITING, RUNNING, FINISHED = 'waiting', 'running', 'finished'
-PRUNED, FAILED = 'pruned', 'failed'
+WAITING, RUNNING, FINISHED, PRUNED, FAILED = results.STATES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The command: real runs in processes of their own, killed and gone on with."""
 
+import io
 import json
 import pathlib
 import random
@@ -7,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from experiments import command
 from experiments import sweep
 from experiments.search import launchers
+from experiments.search import table as table_lib
+from experiments.search import trials
 from tests import conftest
 from tests import process as process_lib
 
@@ -271,6 +275,32 @@ if '--config.seed=2' in sys.argv and 'trials' in ' '.join(sys.argv):
   crashing, whole = tables
   assert crashing[2][2:4] == ('failed', None)
   assert crashing[:2] + crashing[3:] == whole[:2] + whole[3:]
+
+
+def test_the_table_is_shown_on_any_terminal(monkeypatch):
+  """Each character is one that the output's encoding has."""
+  raw = io.BytesIO()
+  out = io.TextIOWrapper(raw, 'ascii', errors='strict')
+  monkeypatch.setattr(sys, 'stdout', out)
+  values = (0.75, 0.25)
+  runs = [
+    trials.Run(i, i, None, {}, pathlib.Path('a'), pathlib.Path('b'),
+               state='finished', value=value)
+    for i, value in enumerate(values)
+  ]  # fmt: skip
+  done = trials.Trial(0, {'model.name': 'mlp'}, runs, state='finished')
+  engine = types.SimpleNamespace(
+    trials=[done], best=done, failed=[], seconds_left=lambda: None,
+    plan=types.SimpleNamespace(metric='eval/accuracy', sign=1.0, trials=1),
+  )  # fmt: skip
+  show = table_lib.Show(pathlib.Path('nowhere'), {})
+  monkeypatch.setattr(show, 'changed', lambda *_, **__: None)
+  show.end(engine)
+  out.flush()
+  text = raw.getvalue().decode('ascii')
+  assert '0.5 +- 0.35' in text
+  assert 'mlp' in text
+  assert '?' not in text
 
 
 @pytest.mark.slow
