@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import logging
 import math
+import os
 import pathlib
 import sys
 import types
@@ -61,6 +62,12 @@ def start(name: str, main: Callable[[Sequence[str]], None]):
   with signals.listen(until_exit=True):
     code = run(name, main, sys.argv[1:])
   sys.exit(code)
+
+
+def python() -> str:
+  """This interpreter, as a person would type it here."""
+  path = os.path.relpath(sys.executable)
+  return 'python' if path.startswith(os.pardir) else path
 
 
 def quiet():

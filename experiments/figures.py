@@ -4,13 +4,13 @@ import json
 import os
 import pathlib
 import shlex
-import sys
 from typing import Any
 
 from matplotlib.figure import Figure
 import matplotlib.ticker
 import numpy as np
 
+from experiments import command
 from experiments import reconstructions
 from experiments import style
 from train import program as program_lib
@@ -46,11 +46,10 @@ def show(
     'metrics': workdir / workdir_lib.METRICS,
   }
   rows |= {picture.stem: picture for picture in pictures}
-  python = os.path.relpath(sys.executable)
-  if python.startswith(os.pardir):
-    python = 'python'
   place = shlex.quote(os.fspath(workdir))
-  rows['again'] = f'{python} -m experiments.evaluate --workdir={place}'
+  rows['again'] = (
+    f'{command.python()} -m experiments.evaluate --workdir={place}'
+  )
   progress.say('')
   for key, value in rows.items():
     progress.say(f'{key:26}{value}')

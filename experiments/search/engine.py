@@ -13,6 +13,7 @@ import shlex
 import statistics
 import time
 
+from experiments import command
 from experiments.search import devices
 from experiments.search import launchers
 from experiments.search import study as study_lib
@@ -153,7 +154,7 @@ class Engine:
       run.state, run.slot = trials_lib.RUNNING, slot.name
       run.began = time.monotonic()
       run.command = shlex.join(
-        [*slot.prefix, 'python', '-m', 'experiments.launch', *words]
+        [*slot.prefix, command.python(), '-m', 'experiments.launch', *words]
       )
       job = self._launcher.start(words, run.log, slot)
       self._active.append(_Active(trial, run, slot, job))
